@@ -1,0 +1,1 @@
+"""The agent: eBPF programs, loader, spool and sender; one per node."""

@@ -1,0 +1,1 @@
+"""The detector: ingest, engine, rules, findings and store."""

@@ -1,0 +1,1 @@
+"""The event schema, batch framing and the C helpers of the event path."""
