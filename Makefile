@@ -1,0 +1,52 @@
+# Everything a person does with this repository, as targets. `make` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup bpf lint format test unit live demo bench clean
+
+PYTHON := .venv/bin/python
+export PYTHONDONTWRITEBYTECODE ?=
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing and build everything (Debian 12+, Ubuntu 24.04+)
+	@tools/bootstrap.sh
+
+bpf: ## Build the BPF object
+	@tools/bootstrap.sh bpf
+
+lint: setup ## Check style, types, module borders and that generated files are fresh
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PYTHON) -m vedette_events.generate --check
+	@bash -n tools/bootstrap.sh
+
+format: setup ## Bring the style in order
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+test: lint unit live ## Run every test (live ones need root and a kernel with BTF)
+
+unit: setup ## Run the tests that need no root and no network
+	$(PYTHON) -m pytest tests/unit
+
+live: setup ## Run the tests that load real BPF programs into this kernel (root)
+	@if [[ $$(id -u) -ne 0 && -z $${CI-} ]]; then \
+	  echo 'live tests: skipped, they load BPF programs and need root (sudo make live)' >&2; \
+	else \
+	  $(PYTHON) -m pytest tests/live; \
+	fi
+
+demo: setup ## Attack this machine harmlessly, a dozen ways, and watch the findings arrive (root)
+	@$(PYTHON) tools/demo/demo.py $(ARGS)
+
+bench: setup ## Measure; prints each figure beside the machine's load, writes build/bench.json (root)
+	@$(PYTHON) benchmarks/run.py $(ARGS)
+
+clean: ## Remove what was built (not the Python environment)
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find agent events -name '*.o' -delete
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
