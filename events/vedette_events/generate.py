@@ -21,6 +21,8 @@ from vedette_events.schema import EVENT_TYPES, FIELD_SIZES, HEADER, HEADER_SIZE,
 ROOT = Path(__file__).resolve().parents[2]
 HEADER_PATH = Path("agent/vedette_agent/bpf/events.gen.h")
 REFERENCE_PATH = Path("docs/reference/events.md")
+EXTENSION_HEADER_PATH = Path("events/vedette_events/events.gen.h")
+"""The same header once more: the C extension is built from its own folder alone."""
 
 ENUMS: tuple[type[IntFlag] | type[IntEnum], ...] = (
     schema.Common,
@@ -174,9 +176,9 @@ def reference_page() -> str:
         "not text by right.",
         "",
         "Field kinds: `u8` to `u64` unsigned, `s32` and `s64` signed integers; `comm` 16 bytes, padded with NUL; "
-        "`addr` 16 bytes in network order, an IPv6 address, or an IPv4 address in the last four bytes with the others zero; "
-        "`sha256` 32 bytes. Tail kinds: `path` and `text` bytes without terminator; `args` strings, each ended by NUL; "
-        "`bytes` a payload.",
+        "`addr` 16 bytes in network order, an IPv6 address, or an IPv4 address in the last four bytes with the others "
+        "zero; `sha256` 32 bytes. Tail kinds: `path` and `text` bytes without terminator; `args` strings, each ended "
+        "by NUL; `bytes` a payload.",
         "",
         "## Header",
         "",
@@ -224,7 +226,8 @@ def reference_page() -> str:
 
 def generated() -> dict[Path, str]:
     """Contents of every generated file by its path below the repository's root."""
-    return {HEADER_PATH: c_header(), REFERENCE_PATH: reference_page()}
+    header = c_header()
+    return {HEADER_PATH: header, EXTENSION_HEADER_PATH: header, REFERENCE_PATH: reference_page()}
 
 
 def stale(root: Path = ROOT) -> list[Path]:
