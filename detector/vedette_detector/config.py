@@ -3,6 +3,7 @@
 Every field has a flag (``--journal-bytes``) and an environment variable (``VEDETTE_JOURNAL_BYTES``); the flag wins.
 """
 
+# ruff: noqa: RUF009 - `_field` is dataclasses.field with the metadata that every setting must have.
 from __future__ import annotations
 
 import argparse
@@ -51,7 +52,8 @@ class Settings:
 
     data_dir: Path = _field(Path("/var/lib/vedette/detector"), "Directory of the database and the journal.")
     listen: str = _field(
-        "unix:///run/vedette/detector.sock", "Where agents and the command line connect: unix:///path or https://host:port."
+        "unix:///run/vedette/detector.sock",
+        "Where agents connect: unix:///path or https://host:port.",
     )
     tls_cert: Path | None = _field(None, "Certificate chain (PEM) for an https listener.")
     tls_key: Path | None = _field(None, "Private key (PEM) for an https listener.")
@@ -165,7 +167,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     )
     fields = dataclasses.fields(Settings)
     for field in fields:
-        shown = field.default
+        shown: Any = field.default
         if field.name in ("redaction", "redacted_options"):
             shown = "built in"
         elif field.name == "socket_mode":
@@ -173,10 +175,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         elif isinstance(shown, tuple):
             shown = "none"
         unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
-        text = f"{field.metadata['doc']}{unit} Default: {shown if shown not in (None, '') else 'none'}".replace("%", "%%")
-        parser.add_argument(
-            _flag(field.name), dest=field.name, action="append" if str(field.type).startswith("tuple") else "store", help=text
+        text = f"{field.metadata['doc']}{unit} Default: {shown if shown not in (None, '') else 'none'}".replace(
+            "%", "%%"
         )
+        parser.add_argument(_flag(field.name), dest=field.name, action=action, help=text)
     given = vars(parser.parse_args(list(arguments)))
     values: dict[str, Any] = {}
     for field in fields:

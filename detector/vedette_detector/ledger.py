@@ -1,0 +1,239 @@
+"""The ledger: what each node's kernel saw, what arrived, and what was lost where. Pure accounting.
+
+Per session (one load of the agent's programs; `vedette_events.framing`) the agent's batch headers carry cumulative
+counters from the node, and the detector counts what it received:
+
+    emitted = received + outstanding + spool_lost      (events from the kernel's ring)
+
+``outstanding`` are events on the way: in the ring, in the spool, in transit. It is zero when the session is at rest.
+Events that the agent makes itself (snapshots, file hashes; ``ring_from == ring_to``) never were in the ring and are
+counted apart. ``deduplicated`` and ``dropped`` events did not enter the ring at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from vedette_events.framing import BatchFlags, BatchHeader
+
+CLOCK_STEP_NS = 2_000_000_000
+"""A wall clock that moved by more than this against the boot clock between two batches was set, not slewed."""
+
+
+class NoteKind(StrEnum):
+    """What a note in the ledger tells of."""
+
+    SESSION_STARTED = "SessionStarted"
+    SESSION_ENDED = "SessionEnded"
+    WITHOUT_AGENT = "WithoutAgent"
+    NODE_RESTARTED = "NodeRestarted"
+    BATCHES_MISSING = "BatchesMissing"
+    SPOOL_LOSS = "SpoolLoss"
+    KERNEL_DROPS = "KernelDrops"
+    CLOCK_STEP = "ClockStep"
+    BATCH_REJECTED = "BatchRejected"
+    COUNTERS_WENT_BACK = "CountersWentBack"
+    AGENT_SILENT = "AgentSilent"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a person should know about a node's delivery. Times are ns since the epoch."""
+
+    kind: NoteKind
+    node: str
+    boot_id: bytes
+    session: int
+    at_ns: int
+    message: str
+    from_ns: int | None = None
+    to_ns: int | None = None
+    events: int = 0
+    batches: int = 0
+
+
+@dataclass(frozen=True)
+class Account:
+    """One session of one node. Times are ns since boot, except ``*_at_ns`` (detector's clock, since the epoch)."""
+
+    node: str
+    boot_id: bytes
+    session: int
+    last_sequence: int = 0
+    batches: int = 0
+    received: int = 0
+    received_other: int = 0
+    missing_batches: int = 0
+    resent: int = 0
+    rejected: int = 0
+    emitted: int = 0
+    deduplicated: int = 0
+    dropped: int = 0
+    spool_lost_batches: int = 0
+    spool_lost_events: int = 0
+    first_time: int = 0
+    last_time: int = 0
+    created: int = 0
+    wall_offset: int = 0
+    first_at_ns: int = 0
+    last_at_ns: int = 0
+    final: bool = False
+    agent_version: str = ""
+
+    @property
+    def outstanding(self) -> int:
+        """Events emitted by the kernel that neither arrived nor are known to be lost; negative: more than emitted."""
+        return self.emitted - self.received - self.spool_lost_events
+
+    @property
+    def unexplained_batches(self) -> int:
+        """Sequence numbers that never came and that the agent has not (yet) reported as lost."""
+        return max(0, self.missing_batches - self.spool_lost_batches)
+
+    @property
+    def balance(self) -> str:
+        """``balanced``; ``outstanding``: events are on the way; ``lost``: a loss is known; ``unbalanced``: a fault."""
+        if self.outstanding < 0 or (self.final and self.outstanding > 0):
+            return "unbalanced"
+        if self.unexplained_batches:
+            return "unbalanced"
+        if self.dropped or self.spool_lost_events or self.spool_lost_batches:
+            return "lost"
+        return "outstanding" if self.outstanding else "balanced"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form, as ``/v1/status`` shows it."""
+        return {
+            "boot_id": self.boot_id.hex(),
+            "session": self.session,
+            "last_sequence": self.last_sequence,
+            "batches": self.batches,
+            "emitted": self.emitted,
+            "received": self.received,
+            "received_other": self.received_other,
+            "outstanding": self.outstanding,
+            "deduplicated": self.deduplicated,
+            "dropped": self.dropped,
+            "spool_lost_batches": self.spool_lost_batches,
+            "spool_lost_events": self.spool_lost_events,
+            "missing_batches": self.missing_batches,
+            "unexplained_batches": self.unexplained_batches,
+            "resent_batches": self.resent,
+            "rejected_batches": self.rejected,
+            "balance": self.balance,
+            "final": self.final,
+            "agent_version": self.agent_version,
+            "first_event_ns": self.first_time + self.wall_offset if self.first_time else None,
+            "last_event_ns": self.last_time + self.wall_offset if self.last_time else None,
+            "first_batch_at_ns": self.first_at_ns,
+            "last_batch_at_ns": self.last_at_ns,
+        }
+
+
+def enter(
+    account: Account | None, header: BatchHeader, now_ns: int, previous: Account | None = None
+) -> tuple[Account, list[Note]]:
+    """Enter an applied batch.
+
+    Args:
+        account: the session's account so far; None for its first batch.
+        header: of the batch; its sequence is greater than the account's last.
+        now_ns: the detector's clock, ns since the epoch.
+        previous: the node's newest account of another session, when ``account`` is None.
+
+    Returns:
+        The new account and what is to be told.
+    """
+    if account is not None:
+        assert header.sequence > account.last_sequence
+    notes: list[Note] = []
+
+    def note(kind: NoteKind, message: str, **more: Any) -> None:
+        notes.append(Note(kind, header.node, header.boot_id, header.session, now_ns, message, **more))
+
+    if account is None:
+        account = Account(header.node, header.boot_id, header.session, first_at_ns=now_ns)
+        _note_start(header, previous, note)
+    skipped = header.sequence - account.last_sequence - 1
+    counters, old = header.counters, account
+    lost_events = counters.spool_lost_events - old.spool_lost_events
+    lost_batches = counters.spool_lost_batches - old.spool_lost_batches
+    if skipped:
+        note(
+            NoteKind.BATCHES_MISSING,
+            f"batches {old.last_sequence + 1} to {header.sequence - 1} never arrived",
+            batches=skipped,
+            from_ns=old.last_time + old.wall_offset if old.last_time else None,
+            to_ns=header.first_time + header.wall_offset_ns if header.first_time else None,
+        )
+    if lost_events > 0 or lost_batches > 0:
+        message = f"the agent gave up {lost_batches} batches with {lost_events} events (spool full or batch refused)"
+        note(NoteKind.SPOOL_LOSS, message, events=max(0, lost_events), batches=max(0, lost_batches))
+    drops = counters.dropped - old.dropped
+    if drops > 0:
+        note(
+            NoteKind.KERNEL_DROPS,
+            f"the kernel's ring was full: {drops} events dropped",
+            events=drops,
+            from_ns=old.created + old.wall_offset if old.created else None,
+            to_ns=header.created_ns + header.wall_offset_ns,
+        )
+    step = header.wall_offset_ns - old.wall_offset
+    if old.batches and abs(step) > CLOCK_STEP_NS:
+        direction = "forward" if step > 0 else "back"
+        note(
+            NoteKind.CLOCK_STEP,
+            f"the node's wall clock was set {direction} by {abs(step) / 1e9:.3f} s",
+            from_ns=header.created_ns + old.wall_offset,
+            to_ns=header.created_ns + header.wall_offset_ns,
+        )
+    if old.batches and (counters.emitted < old.emitted or counters.dropped < old.dropped):
+        note(
+            NoteKind.COUNTERS_WENT_BACK,
+            f"emitted {old.emitted} -> {counters.emitted}, dropped {old.dropped} -> {counters.dropped}",
+        )
+    from_ring = header.ring_to > header.ring_from
+    final = old.final or bool(header.flags & BatchFlags.FINAL)
+    if final and not old.final:
+        note(NoteKind.SESSION_ENDED, "the agent ended the session in order")
+    return (
+        replace(
+            old,
+            last_sequence=header.sequence,
+            batches=old.batches + 1,
+            received=old.received + (header.count if from_ring else 0),
+            received_other=old.received_other + (0 if from_ring else header.count),
+            missing_batches=old.missing_batches + skipped,
+            emitted=max(old.emitted, counters.emitted),
+            deduplicated=max(old.deduplicated, counters.deduplicated),
+            dropped=max(old.dropped, counters.dropped),
+            spool_lost_batches=max(old.spool_lost_batches, counters.spool_lost_batches),
+            spool_lost_events=max(old.spool_lost_events, counters.spool_lost_events),
+            first_time=min(filter(None, (old.first_time, header.first_time)), default=0),
+            last_time=max(old.last_time, header.last_time),
+            created=header.created_ns,
+            wall_offset=header.wall_offset_ns,
+            last_at_ns=now_ns,
+            final=final,
+            agent_version=header.agent_version,
+        ),
+        notes,
+    )
+
+
+def _note_start(header: BatchHeader, previous: Account | None, note: Any) -> None:
+    """Tell of a new session, and of the time before it that nobody watched."""
+    note(
+        NoteKind.SESSION_STARTED, f"agent {header.agent_version or 'of unknown version'} began session {header.session}"
+    )
+    if previous is None:
+        return
+    loaded = header.session + header.wall_offset_ns  # a session is named after the boot time of its load
+    until = previous.created + previous.wall_offset
+    if previous.boot_id != header.boot_id:
+        note(NoteKind.NODE_RESTARTED, "the node was restarted", from_ns=until, to_ns=loaded)
+    elif header.session > previous.created:
+        seconds = (header.session - previous.created) / 1e9
+        note(NoteKind.WITHOUT_AGENT, f"no agent watched for {seconds:.3f} s", from_ns=until, to_ns=loaded)
