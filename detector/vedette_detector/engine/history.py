@@ -1,0 +1,506 @@
+"""What happened lately on one node: looked up backwards from a hit, never pushed forward per event.
+
+Batches are appended as columns. Ordinary events stay for a window of time and within a bound of bytes: when the bound
+is reached, the type that holds most gives up its oldest rows, so that a storm of one type cannot push out the others.
+Processes (exec, fork, exit) stay as long as they live, their ancestors with them, and for the window after that.
+
+Times are ns since boot. Records of one batch are only roughly in order (each CPU stamps its own), so every lookup
+goes by an event's ``time``, never by its place.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from vedette_events.columns import EventBatch
+
+from vedette_detector.engine.container import INITIAL_PID_NS, namespaced_cgroup, parse_cgroup
+from vedette_detector.engine.detection import ContainerRef
+from vedette_detector.engine.event import Event
+from vedette_detector.engine.process_table import ProcessTable, Row
+from vedette_detector.engine.segments import Array, SegmentStore
+from vedette_detector.engine.text import join_path, safe_text
+
+PROCESS_TYPES = ("exec", "fork", "exit")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_WRITE_FLAGS = 0o3  # O_WRONLY | O_RDWR
+_TRUNC_FLAGS = 0o1000 | 0o100  # O_TRUNC | O_CREAT
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """Bounds of one node's history.
+
+    Attributes:
+        window_s: how long events and dead processes are remembered, seconds.
+        event_bytes: bound for ordinary events, bytes.
+        process_bytes: bound for exec, fork and exit events together, bytes.
+        names: how many cgroup paths and how many file hashes are remembered.
+    """
+
+    window_s: float = 600.0
+    event_bytes: int = 192 * 1024 * 1024
+    process_bytes: int = 96 * 1024 * 1024
+    names: int = 65536
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as it was at the moment that was asked for.
+
+    Attributes:
+        time: when it began to run its program (exec), or was forked, ns since boot.
+        exec: the exec event that began its program (an ancestor's, if it was forked and has not exec'ed), or None.
+        inherited: whether the program is inherited from the process that forked it.
+    """
+
+    node: str
+    boot: bytes
+    pid: int
+    start: int
+    ppid: int
+    parent_start: int
+    ns_pid: int
+    uid: int
+    euid: int
+    gid: int
+    path: bytes
+    argv: tuple[bytes, ...]
+    cwd: bytes
+    comm: bytes
+    time: int
+    cgroup: int
+    pid_ns: int = 0
+    mnt_ns: int = 0
+    ino: int = 0
+    dev: int = 0
+    ctime: int = 0
+    file_bits: int = 0
+    exec_bits: int = 0
+    stdin_kind: int = 0
+    stdout_kind: int = 0
+    stderr_kind: int = 0
+    stdin_ino: int = 0
+    stdout_ino: int = 0
+    stderr_ino: int = 0
+    exec: Event | None = None
+    inherited: bool = False
+
+    @property
+    def uuid(self) -> str:
+        """32 hex digits that name the process for ever: the same for every event of it."""
+        return process_uuid(self.node, self.boot, self.pid, self.start)
+
+    @property
+    def parent_uuid(self) -> str:
+        """`uuid` of the parent."""
+        return process_uuid(self.node, self.boot, self.ppid, self.parent_start)
+
+    @property
+    def name(self) -> str:
+        """The executable's file name, or ``comm`` where the path is not known, safe to show."""
+        return safe_text(self.path.rsplit(b"/", 1)[-1] or self.comm)
+
+    @property
+    def command_line(self) -> str:
+        """The arguments joined by spaces, safe to show."""
+        return safe_text(b" ".join(self.argv))
+
+
+def process_uuid(node: str, boot: bytes, pid: int, start: int) -> str:
+    """32 hex digits from node, boot and (pid, start)."""
+    text = f"{node}\0{boot.hex()}\0{pid}\0{start}".encode("utf-8", "surrogateescape")
+    return blake2b(text, digest_size=16).hexdigest()
+
+
+class NodeHistory:
+    """The history of one boot of one node."""
+
+    def __init__(self, node: str, boot_id: bytes = bytes(16), settings: HistorySettings | None = None) -> None:
+        self.node = node
+        self.boot_id = boot_id
+        self.settings = settings or HistorySettings()
+        self.wall_offset_ns = 0
+        self.now = 0
+        self._stores: dict[str, SegmentStore] = {name: SegmentStore(name) for name in PROCESS_TYPES}
+        self._processes = ProcessTable(self._stores["exec"], self._stores["fork"], self._stores["exit"])
+        self._cgroups: OrderedDict[int, bytes] = OrderedDict()
+        self._containers: dict[int, ContainerRef | None] = {}
+        self._hashes: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
+        self._cache: dict[tuple[int, int | None, int | None], Process | None] = {}
+        self._next_sweep = 0
+
+    # -- filling ---------------------------------------------------------------------------------------------------
+
+    def append(self, batch: EventBatch, wall_offset_ns: int | None = None) -> None:
+        """Take a batch over. Costs a few list entries for each type present, whatever the number of events."""
+        if wall_offset_ns is not None:
+            self.wall_offset_ns = wall_offset_ns
+        self._cache.clear()
+        for name, columns in batch.types.items():
+            count = len(columns.rows)
+            if count == 0:
+                continue
+            self.now = max(self.now, int(columns.rows["time"][-1]))
+            if name == "cgroup":
+                ids = columns.rows["cgroup"].tolist()
+                paths = columns.tails["path"]
+                for i, cgroup in enumerate(ids):
+                    self._cgroups[cgroup] = paths[i]
+                    self._cgroups.move_to_end(cgroup)
+                    self._containers.pop(cgroup, None)
+                while len(self._cgroups) > self.settings.names:
+                    self._containers.pop(self._cgroups.popitem(last=False)[0], None)
+            elif name == "file_hash":
+                rows = columns.rows
+                for dev, ino, ctime, digest in zip(
+                    rows["dev"].tolist(), rows["ino"].tolist(), rows["ctime"].tolist(), rows["sha256"], strict=True
+                ):
+                    self._hashes[(dev, ino, ctime)] = digest.tobytes()
+                while len(self._hashes) > self.settings.names:
+                    self._hashes.popitem(last=False)
+            else:
+                store = self._stores.get(name)
+                if store is None:
+                    store = self._stores[name] = SegmentStore(name)
+                store.append(columns)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Keep the bounds: drop what is older than the window, then what is over the bound of bytes."""
+        horizon = self.now - int(self.settings.window_s * 1e9)
+        process_bytes = self._processes.nbytes
+        if self.now >= self._next_sweep or process_bytes > self.settings.process_bytes:
+            self._next_sweep = self.now + int(self.settings.window_s * 1e9 / 10)
+            self._processes.expire(horizon, self.settings.process_bytes)
+        sizes: dict[str, int] = {}
+        for name, store in self._stores.items():
+            if name in PROCESS_TYPES:
+                continue
+            while store.segments and store.segments[0].last < horizon:
+                del store.segments[0]
+            sizes[name] = store.nbytes
+        total = sum(sizes.values())
+        while total > self.settings.event_bytes:
+            name = max(sizes, key=lambda n: sizes[n])
+            freed = self._stores[name].segments.pop(0).nbytes
+            sizes[name] -= freed
+            total -= freed
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by events, bytes (names and hashes not counted)."""
+        return sum(store.nbytes for store in self._stores.values())
+
+    # -- processes -------------------------------------------------------------------------------------------------
+
+    def process(self, pid: int, start: int | None = None, at: int | None = None) -> Process | None:
+        """The process and the program that it was running at a time.
+
+        Args:
+            pid: process id in the initial namespace.
+            start: its start time, which names it for ever; None for whoever had the pid at ``at``.
+            at: ns since boot; None for the newest state.
+
+        Returns:
+            The last exec at or before ``at``; where there is none, the program inherited through forks; None where
+            neither is known.
+        """
+        key = (pid, start, at)
+        if key in self._cache:
+            return self._cache[key]
+        found = self._resolve(pid, start, at, 0)
+        self._cache[key] = found
+        return found
+
+    def _resolve(self, pid: int, start: int | None, at: int | None, depth: int) -> Process | None:
+        executed = self._processes.last_exec(pid, start, at)
+        forked = self._processes.fork_of(pid, start, at)
+        if executed is not None and (forked is None or executed.start >= forked.start):
+            return self._from_exec(executed, forked)
+        if forked is None:
+            return None
+        return self._from_fork(forked, depth)
+
+    def _from_exec(self, row: Row, forked: Row | None) -> Process:
+        event = Event("exec", row.segment, row.index, self)
+        ppid, parent_start = event.ppid, event.parent_start
+        if forked is not None and forked.start == row.start:
+            # Who created the process says more than who adopted it: a daemonised child is adopted by init.
+            creator = Event("fork", forked.segment, forked.index, self)
+            ppid, parent_start = creator.pid, creator.start
+        return Process(
+            node=self.node,
+            boot=self.boot_id,
+            pid=event.pid,
+            start=event.start,
+            ppid=ppid,
+            parent_start=parent_start,
+            ns_pid=event.ns_pid,
+            uid=event.uid,
+            euid=event.euid,
+            gid=event.gid,
+            path=event.path,
+            argv=tuple(event.argv),
+            cwd=event.cwd,
+            comm=event.comm,
+            time=row.time,
+            cgroup=event.cgroup,
+            pid_ns=event.pid_ns,
+            mnt_ns=event.mnt_ns,
+            ino=event.ino,
+            dev=event.dev,
+            ctime=event.ctime,
+            file_bits=event.file_bits,
+            exec_bits=event.exec_bits,
+            stdin_kind=event.stdin_kind,
+            stdout_kind=event.stdout_kind,
+            stderr_kind=event.stderr_kind,
+            stdin_ino=event.stdin_ino,
+            stdout_ino=event.stdout_ino,
+            stderr_ino=event.stderr_ino,
+            exec=event,
+        )
+
+    def _from_fork(self, row: Row, depth: int) -> Process:
+        event = Event("fork", row.segment, row.index, self)
+        own = Process(
+            node=self.node,
+            boot=self.boot_id,
+            pid=event.child_pid,
+            start=event.child_start,
+            ppid=event.pid,
+            parent_start=event.start,
+            ns_pid=event.child_ns_pid,
+            uid=event.uid,
+            euid=event.euid,
+            gid=0,
+            path=b"",
+            argv=(),
+            cwd=b"",
+            comm=event.comm,
+            time=event.time,
+            cgroup=event.cgroup,
+            inherited=True,
+        )
+        creator = self._resolve(event.pid, event.start, event.time, depth + 1) if depth < 64 else None
+        if creator is None:
+            return own
+        return replace(
+            creator,
+            pid=own.pid,
+            start=own.start,
+            ppid=own.ppid,
+            parent_start=own.parent_start,
+            ns_pid=own.ns_pid,
+            uid=own.uid,
+            euid=own.euid,
+            comm=own.comm,
+            time=own.time,
+            cgroup=own.cgroup,
+            inherited=True,
+        )
+
+    def parent(self, process: Process) -> Process | None:
+        """The process that created this one, as it was when this one began to run its program."""
+        if process.ppid == 0:
+            return None
+        return self.process(process.ppid, process.parent_start or None, process.time)
+
+    def lineage(self, process: Process) -> list[Process]:
+        """The ancestors, nearest first, at most 32."""
+        out: list[Process] = []
+        seen = {(process.pid, process.start)}
+        current: Process | None = process
+        while len(out) < 32 and current is not None:
+            current = self.parent(current)
+            if current is None or (current.pid, current.start) in seen:
+                break
+            seen.add((current.pid, current.start))
+            out.append(current)
+        return out
+
+    def process_of(self, event: Event) -> Process:
+        """The acting process of an event at its time; from the event alone where nothing else is known."""
+        found = self.process(event.pid, event.start or None, event.time)
+        if found is not None:
+            # The event's own identity is newer than the exec's: credentials may have changed since.
+            return replace(found, uid=event.uid, euid=event.euid, cgroup=event.cgroup or found.cgroup)
+        return Process(
+            node=self.node,
+            boot=self.boot_id,
+            pid=event.pid,
+            start=event.start,
+            ppid=event.ppid,
+            parent_start=0,
+            ns_pid=0,
+            uid=event.uid,
+            euid=event.euid,
+            gid=0,
+            path=b"",
+            argv=(),
+            cwd=b"",
+            comm=event.comm,
+            time=event.time,
+            cgroup=event.cgroup,
+        )
+
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    def events(
+        self,
+        name: str,
+        *,
+        pid: int | None = None,
+        start: int | None = None,
+        cgroup: int | None = None,
+        since: int | None = None,
+        until: int | None = None,
+        mask: Callable[[Array], Array] | None = None,
+        limit: int = 100,
+    ) -> list[Event]:
+        """Events of one type that fulfil all given conditions, newest first.
+
+        Args:
+            name: event type.
+            pid: acting process id.
+            start: start time of the acting process.
+            cgroup: cgroup id of the acting process.
+            since: earliest time, ns since boot.
+            until: latest time, ns since boot.
+            mask: further condition: gets structured rows, shape (N,), gives a bool array of the same shape.
+            limit: how many at most.
+        """
+        store = self._stores.get(name)
+        if store is None:
+            return []
+        out: list[Event] = []
+        for segment in store.newest_first(since, until):
+            if pid is not None:
+                rows = segment.where("pid", pid)
+            elif cgroup is not None:
+                rows = segment.where("cgroup", cgroup)
+            elif start is not None:
+                rows = segment.where("start", start)
+            else:
+                rows = np.arange(len(segment.rows))
+            if start is not None and len(rows):
+                rows = rows[segment.rows["start"][rows] == np.uint64(start)]
+            if cgroup is not None and len(rows):
+                rows = rows[segment.rows["cgroup"][rows] == np.uint64(cgroup)]
+            if (since is not None or until is not None) and len(rows):
+                times = segment.rows["time"][rows]
+                keep = np.ones(len(rows), dtype=bool)
+                if since is not None:
+                    keep &= times >= np.uint64(max(since, 0))
+                if until is not None:
+                    keep &= times <= np.uint64(max(until, 0))
+                rows = rows[keep]
+            if mask is not None and len(rows):
+                rows = rows[np.asarray(mask(segment.rows[rows]), dtype=bool)]
+            if len(rows) == 0:
+                continue
+            newest = rows[np.argsort(segment.rows["time"][rows], kind="stable")[::-1]]
+            out += [Event(name, segment, int(row), self) for row in newest[:limit]]
+            if len(out) >= limit:
+                break
+        # Segments overlap in time by what the CPUs' clocks and the batches' borders differ.
+        out.sort(key=lambda event: -event.time)
+        return out[:limit]
+
+    def last_writer(self, dev: int, ino: int, *, path: bytes | None = None, until: int | None = None) -> Event | None:
+        """Who last made or changed a file: the last successful open for writing, or rename or link onto its path.
+
+        Args:
+            dev: the file's device.
+            ino: the file's inode.
+            path: its path; with it renames and links onto the path count too, and opens of the path when the inode
+                says nothing (an overlay's copy-up gives a new one).
+            until: latest time, ns since boot.
+        """
+
+        def written(rows: Array) -> Array:
+            access = rows["oflags"] & (_WRITE_FLAGS | _TRUNC_FLAGS)
+            return (rows["ino"] == ino) & (rows["dev"] == dev) & (access != 0) & (rows["result"] >= 0)
+
+        found = self.events("open", until=until, mask=written, limit=1) if ino else []
+        candidates = list(found)
+        if path:
+            candidates += self._onto("rename", "new_path", path, until)
+            candidates += self._onto("link", "new_path", path, until)
+            if not candidates:
+                candidates += self._onto("open", "path", path, until)
+        return max(candidates, key=lambda event: event.time, default=None)
+
+    def _onto(self, name: str, tail: str, path: bytes, until: int | None) -> list[Event]:
+        """The newest successful event of a type whose joined path is ``path``."""
+        store = self._stores.get(name)
+        if store is None:
+            return []
+        leaf = path.rsplit(b"/", 1)[-1]
+        wanted = join_path(b"", path)
+        for segment in store.newest_first(None, until):
+            rows = segment.rows_with(tail, leaf)
+            best: Event | None = None
+            for row in rows:
+                event = Event(name, segment, row, self)
+                if event.result < 0 or (until is not None and event.time > until):
+                    continue
+                if name == "open" and not event.oflags & (_WRITE_FLAGS | _TRUNC_FLAGS):
+                    continue
+                if event.full_path(tail) == wanted and (best is None or event.time > best.time):
+                    best = event
+            if best is not None:
+                return [best]
+        return []
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    def cgroup_path(self, cgroup: int) -> bytes | None:
+        """Path of a cgroup below its hierarchy's root."""
+        return self._cgroups.get(cgroup)
+
+    def container(self, cgroup: int) -> ContainerRef | None:
+        """The container that a cgroup's path names; None on the host or where the path is not known."""
+        if cgroup in self._containers:
+            return self._containers[cgroup]
+        path = self._cgroups.get(cgroup)
+        if path is None:
+            return None
+        found = self._containers[cgroup] = parse_cgroup(path)
+        return found
+
+    def container_of(self, event: Event) -> ContainerRef | None:
+        """The container of an event's process; a pid namespace of its own makes one where the path names none."""
+        named = self.container(event.cgroup)
+        if named is not None:
+            return named
+        pid_ns = event.pid_ns if event.type == "exec" else self.process_of(event).pid_ns
+        if pid_ns in (0, INITIAL_PID_NS):
+            return None
+        return namespaced_cgroup(self._cgroups.get(event.cgroup, b""))
+
+    def file_hash(self, dev: int, ino: int, ctime: int) -> str | None:
+        """SHA-256 of a file state as hex, once the agent has hashed it."""
+        digest = self._hashes.get((dev, ino, ctime))
+        return digest.hex() if digest is not None else None
+
+    def wall(self, time_ns: int) -> datetime:
+        """The wall clock at a time since boot, UTC."""
+        return _EPOCH + timedelta(microseconds=(time_ns + self.wall_offset_ns) // 1000)
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes for status pages: rows and bytes by type."""
+        return {
+            "now_ns": self.now,
+            "bytes": self.nbytes,
+            "rows": {name: len(store) for name, store in self._stores.items() if len(store)},
+            "cgroups": len(self._cgroups),
+            "hashes": len(self._hashes),
+        }

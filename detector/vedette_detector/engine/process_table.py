@@ -1,0 +1,246 @@
+"""Which process was what, and when: lookups over the exec, fork and exit events of one node.
+
+Nothing is computed when events arrive. A lookup scans key columns (`Segment.where`); expiring old rows is the one
+place that looks at all of them, some hundred thousand at a time: it keeps what belongs to living processes and to the
+ancestors of everything kept, and lets the rest go.
+
+A process lives from its first mention until its exit, or until another process with the same pid was started (its
+exit was lost).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vedette_detector.engine.segments import Array, Segment, SegmentStore, merge
+from vedette_events.schema import Common
+
+_ANCESTOR_ROUNDS = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a segment, with the time from which it holds and the start time of the process it is about."""
+
+    segment: Segment
+    index: int
+    time: int
+    start: int
+
+
+def keys(pids: Array, starts: Array) -> Array:
+    """One uint64 per (pid, start). Start times are ns, so two living pairs collide only by wild chance."""
+    with np.errstate(over="ignore"):
+        mixed = starts.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return mixed ^ (pids.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
+
+
+def _member(values: Array, of: Array) -> Array:
+    """Which values are in the sorted array ``of``."""
+    if len(of) == 0:
+        return np.zeros(len(values), dtype=bool)
+    at = np.searchsorted(of, values)
+    at[at == len(of)] = 0
+    return np.asarray(of[at] == values)
+
+
+def _effective(segment: Segment) -> Array:
+    """From when each exec row holds: a snapshot's row from the start of its process."""
+    found = segment.derived.get("effective")
+    if found is None:
+        flags, times = segment.rows["flags"], segment.rows["time"]
+        snapshot = (flags & Common.SNAPSHOT) != 0
+        found = np.where(snapshot, segment.rows["start"], times) if snapshot.any() else np.ascontiguousarray(times)
+        segment.derived["effective"] = found
+    return found
+
+
+class ProcessTable:
+    """Lookups over the three stores, and their expiry."""
+
+    def __init__(self, execs: SegmentStore, forks: SegmentStore, exits: SegmentStore) -> None:
+        self._execs = execs
+        self._forks = forks
+        self._exits = exits
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self._execs.nbytes + self._forks.nbytes + self._exits.nbytes
+
+    def last_exec(self, pid: int, start: int | None, at: int | None) -> Row | None:
+        """The last exec of a process at or before ``at``."""
+        best: Row | None = None
+        for segment in reversed(self._execs.segments):
+            if (best is not None and segment.last <= best.time) or (start is not None and segment.last < start):
+                continue
+            rows = segment.where("pid", pid)
+            if len(rows) and start is not None:
+                rows = rows[segment.rows["start"][rows] == np.uint64(start)]
+            if len(rows) == 0:
+                continue
+            times = _effective(segment)[rows]
+            if at is not None:
+                keep = times <= np.uint64(max(at, 0))
+                rows, times = rows[keep], times[keep]
+                if len(rows) == 0:
+                    continue
+            last = len(times) - 1 - int(times[::-1].argmax())
+            if best is None or int(times[last]) > best.time:
+                index = int(rows[last])
+                best = Row(segment, index, int(times[last]), int(segment.rows["start"][index]))
+        return best
+
+    def fork_of(self, pid: int, start: int | None, at: int | None) -> Row | None:
+        """The fork that made a process."""
+        best: Row | None = None
+        for segment in reversed(self._forks.segments):
+            if best is not None and (start is not None or segment.last < best.start):
+                break
+            rows = segment.where("child_pid", pid)
+            if len(rows) == 0:
+                continue
+            starts = segment.rows["child_start"][rows]
+            if start is not None:
+                rows = rows[starts == np.uint64(start)]
+            elif at is not None:
+                rows = rows[starts <= np.uint64(max(at, 0))]
+            if len(rows) == 0:
+                continue
+            starts = segment.rows["child_start"][rows]
+            newest = int(starts.argmax())
+            if best is None or int(starts[newest]) > best.start:
+                index = int(rows[newest])
+                best = Row(segment, index, int(segment.rows["time"][index]), int(starts[newest]))
+        return best
+
+    def expire(self, horizon: int, bound: int) -> None:
+        """Let go of what ended before ``horizon``, and of the oldest when more than ``bound`` bytes are held."""
+        if self.nbytes > bound:
+            horizon = max(horizon, self._cut(bound // 2))
+        old_execs, new_execs = _split(self._execs.segments, horizon)
+        old_forks, new_forks = _split(self._forks.segments, horizon)
+        if not old_execs and not old_forks and not any(s.last <= horizon for s in self._exits.segments):
+            return
+        dead = self._dead(horizon)
+        reused = self._newest_start_by_pid(horizon)
+
+        execs = merge(old_execs) if old_execs else None
+        forks = merge(old_forks) if old_forks else None
+        exec_keys = keys(execs.rows["pid"], execs.rows["start"]) if execs else np.empty(0, np.uint64)
+        fork_keys = keys(forks.rows["child_pid"], forks.rows["child_start"]) if forks else np.empty(0, np.uint64)
+        exec_parents = keys(execs.rows["ppid"], execs.rows["parent_start"]) if execs else exec_keys
+        fork_parents = keys(forks.rows["pid"], forks.rows["start"]) if forks else fork_keys
+        keep_execs = ~_member(exec_keys, dead)
+        keep_forks = ~_member(fork_keys, dead)
+        if execs:
+            keep_execs &= ~_superseded(execs.rows["pid"], execs.rows["start"], reused)
+        if forks:
+            keep_forks &= ~_superseded(forks.rows["child_pid"], forks.rows["child_start"], reused)
+
+        needed = self._parents(new_execs, new_forks)
+        for _ in range(_ANCESTOR_ROUNDS):
+            needed = np.unique(
+                np.concatenate([needed, exec_parents[keep_execs], fork_parents[keep_forks]]),
+            )
+            more_execs = keep_execs | _member(exec_keys, needed)
+            more_forks = keep_forks | _member(fork_keys, needed)
+            grown = int(more_execs.sum() + more_forks.sum() - keep_execs.sum() - keep_forks.sum())
+            keep_execs, keep_forks = more_execs, more_forks
+            if grown == 0:
+                break
+        if execs:
+            keep_execs &= _last_of_each(exec_keys, _effective(execs))
+            self._execs.segments = _survivors(execs, keep_execs, bound // 4) + new_execs
+        if forks:
+            self._forks.segments = _survivors(forks, keep_forks, bound // 8) + new_forks
+        # An exit may go only when no row that is still unexamined could need it.
+        limit = min([horizon, *(s.first for s in new_execs), *(s.first for s in new_forks)])
+        self._exits.segments = [s for s in self._exits.segments if s.last > limit]
+
+    def _cut(self, target: int) -> int:
+        """The time such that what is newer takes about ``target`` bytes."""
+        segments = [s for store in (self._execs, self._forks, self._exits) for s in store.segments]
+        segments.sort(key=lambda s: -s.last)
+        held = 0
+        for segment in segments:
+            held += segment.nbytes
+            if held > target:
+                return segment.last
+        return 0
+
+    def _dead(self, horizon: int) -> Array:
+        """Sorted keys of the processes that ended at or before ``horizon``."""
+        found = []
+        for segment in self._exits.segments:
+            rows = segment.rows
+            if segment.last > horizon:
+                rows = rows[rows["time"] <= np.uint64(max(horizon, 0))]
+            found.append(keys(rows["pid"], rows["start"]))
+        return np.sort(np.concatenate(found)) if found else np.empty(0, np.uint64)
+
+    def _newest_start_by_pid(self, horizon: int) -> tuple[Array, Array]:
+        """Sorted pids and, for each, the newest start time at or before ``horizon``."""
+        pids, starts = [], []
+        for store, pid, start in ((self._execs, "pid", "start"), (self._forks, "child_pid", "child_start")):
+            for segment in store.segments:
+                pids.append(segment.rows[pid])
+                starts.append(segment.rows[start])
+        if not pids:
+            return np.empty(0, np.uint32), np.empty(0, np.uint64)
+        pid_array, start_array = np.concatenate(pids), np.concatenate(starts)
+        known = start_array <= np.uint64(max(horizon, 0))
+        pid_array, start_array = pid_array[known], start_array[known]
+        order = np.lexsort((start_array, pid_array))
+        pid_array, start_array = pid_array[order], start_array[order]
+        last = np.ones(len(pid_array), dtype=bool)
+        last[:-1] = pid_array[1:] != pid_array[:-1]
+        return pid_array[last], start_array[last]
+
+    @staticmethod
+    def _parents(execs: list[Segment], forks: list[Segment]) -> Array:
+        found = [keys(s.rows["ppid"], s.rows["parent_start"]) for s in execs]
+        found += [keys(s.rows["pid"], s.rows["start"]) for s in (*forks, *execs)]
+        return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+
+
+def _split(segments: list[Segment], horizon: int) -> tuple[list[Segment], list[Segment]]:
+    old = [s for s in segments if s.last <= horizon]
+    new = [s for s in segments if s.last > horizon]
+    return old, new
+
+
+def _superseded(pids: Array, starts: Array, newest: tuple[Array, Array]) -> Array:
+    """Which processes had their pid taken over by a later one."""
+    known, start = newest
+    if len(known) == 0:
+        return np.zeros(len(pids), dtype=bool)
+    at = np.searchsorted(known, pids)
+    at[at == len(known)] = 0
+    return np.asarray((known[at] == pids) & (start[at] > starts))
+
+
+def _last_of_each(process_keys: Array, times: Array) -> Array:
+    """Which rows are the last of their process."""
+    order = np.lexsort((times, process_keys))
+    ordered = process_keys[order]
+    last = np.ones(len(ordered), dtype=bool)
+    last[:-1] = ordered[1:] != ordered[:-1]
+    out: Any = np.zeros(len(ordered), dtype=bool)
+    out[order[last]] = True
+    return np.asarray(out)
+
+
+def _survivors(segment: Segment, keep: Array, bound: int) -> list[Segment]:
+    """The rows to keep as one segment; the oldest go when they take more than ``bound`` bytes."""
+    rows = np.flatnonzero(keep)
+    if len(rows) == 0:
+        return []
+    kept = segment.take(rows)
+    if kept.nbytes > bound:
+        newest = np.sort(np.argsort(kept.rows["time"], kind="stable")[-max(1, len(rows) * bound // kept.nbytes) :])
+        kept = kept.take(newest)
+    return [kept]

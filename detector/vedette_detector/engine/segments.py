@@ -1,0 +1,213 @@
+"""Columnar storage of the recent events of one type on one node.
+
+A batch's columns are kept as they came from the split: appending costs a list entry, never a look at a row. Small
+segments are merged into larger ones now and then so that a lookup visits few of them; each row is copied at most
+twice. Lookups run over contiguous copies of the key columns, made when a segment is first asked and kept with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from vedette_events.columns import Columns, Heap
+
+from vedette_events.dtypes import dtype
+
+Array = np.ndarray[Any, Any]
+
+_LEVELS = ((2048, 16), (16384, 32))
+"""(rows, count): so many newest segments with fewer rows than that are merged. A merge moves at most half a million
+rows of the small types, some 20 ms, once in many seconds; segments of large batches are never copied."""
+_INDEX_AFTER = 3
+"""A key column is sorted once it has been searched this often: a scan of 10,000 contiguous values takes 3 us."""
+
+
+@dataclass
+class Segment:
+    """Rows of one event type from one or more batches, in order of arrival.
+
+    Attributes:
+        rows: structured array, shape (N,), of the current schema's dtype.
+        tails: the heap of each tail.
+        nbytes: memory held by rows, tails and cached columns.
+        derived: what users of the segment computed once from it.
+    """
+
+    rows: Array
+    tails: dict[str, Heap]
+    nbytes: int
+    derived: dict[str, Array] = field(default_factory=dict)
+    _columns: dict[str, Array] = field(default_factory=dict)
+    _orders: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    _searches: dict[str, int] = field(default_factory=dict)
+    _range: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, rows: Array, tails: dict[str, Heap]) -> Segment:
+        """Wrap columns without copying them."""
+        return cls(rows, tails, rows.nbytes + sum(len(h.data) + h.offsets.nbytes for h in tails.values()))
+
+    def column(self, name: str) -> Array:
+        """A field's values, contiguous, shape (N,)."""
+        found = self._columns.get(name)
+        if found is None:
+            found = self._columns[name] = np.ascontiguousarray(self.rows[name])
+            self.nbytes += found.nbytes
+        return found
+
+    @property
+    def first(self) -> int:
+        """Earliest time in the segment, ns since boot."""
+        return self.range[0]
+
+    @property
+    def last(self) -> int:
+        """Latest time in the segment, ns since boot."""
+        return self.range[1]
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Earliest and latest time; records are only roughly in order, since each CPU stamps its own."""
+        if self._range is None:
+            times = self.rows["time"]
+            self._range = (int(times.min()), int(times.max())) if len(times) else (0, 0)
+        return self._range
+
+    def where(self, name: str, value: int) -> Array:
+        """Row numbers whose field ``name`` equals ``value``, ascending."""
+        order = self._orders.get(name)
+        if order is None:
+            uses = self._searches[name] = self._searches.get(name, 0) + 1
+            column = self.column(name)
+            if uses < _INDEX_AFTER or len(column) < 4096:
+                return np.flatnonzero(column == column.dtype.type(value))
+            positions = np.argsort(column, kind="stable").astype(np.uint32)
+            order = self._orders[name] = (column[positions], positions)
+            self.nbytes += order[0].nbytes + order[1].nbytes
+        values, positions = order
+        wanted = values.dtype.type(value)
+        low, high = np.searchsorted(values, wanted, "left"), np.searchsorted(values, wanted, "right")
+        return positions[low:high]
+
+    def tail(self, name: str, row: int) -> bytes:
+        """The bytes of a tail of one row; empty where the record's version lacks it."""
+        heap = self.tails.get(name)
+        return heap[row] if heap is not None else b""
+
+    def rows_with(self, name: str, needle: bytes) -> list[int]:
+        """Row numbers whose tail holds ``needle``, ascending."""
+        heap = self.tails.get(name)
+        if heap is None:
+            return []
+        if not needle:
+            return list(range(len(self.rows)))
+        found: list[int] = []
+        at = heap.data.find(needle)
+        while at >= 0:
+            row = int(np.searchsorted(heap.offsets, at, "right")) - 1
+            found.append(row)
+            at = heap.data.find(needle, int(heap.offsets[row + 1]))
+        return found
+
+    def take(self, rows: Array) -> Segment:
+        """A copy of some rows, with their tails."""
+        return Segment.of(self.rows[rows], {name: take_heap(heap, rows) for name, heap in self.tails.items()})
+
+
+def current_rows(name: str, rows: Array) -> Array:
+    """Rows in the current schema's dtype; an older record's missing fields are zero."""
+    wanted = dtype(name)
+    if rows.dtype == wanted:
+        return rows
+    out = np.zeros(len(rows), dtype=wanted)
+    for field_name in rows.dtype.names or ():
+        if field_name in (wanted.names or ()):
+            out[field_name] = rows[field_name]
+    return out
+
+
+def take_heap(heap: Heap, rows: Array) -> Heap:
+    """A heap of some of another's entries."""
+    starts = heap.offsets[:-1][rows].astype(np.int64)
+    lengths = heap.offsets[1:][rows].astype(np.int64) - starts  # each with its NUL
+    offsets = np.empty(len(rows) + 1, dtype=np.uint32)
+    offsets[0] = 1
+    np.cumsum(lengths, out=offsets[1:])
+    offsets[1:] += 1
+    if len(rows) == 0:
+        return Heap(b"\0", offsets)
+    source = np.frombuffer(heap.data, dtype=np.uint8)
+    total = int(lengths.sum())
+    # Each output byte's place in the source: the entry's start, plus how far into the entry the byte is.
+    index = np.repeat(starts - (offsets[:-1].astype(np.int64) - 1), lengths) + np.arange(total)
+    return Heap(b"\0" + source[index].tobytes(), offsets)
+
+
+def merge(segments: list[Segment]) -> Segment:
+    """Put segments together, in order."""
+    if len(segments) == 1:
+        return segments[0]
+    rows = np.concatenate([s.rows for s in segments])
+    counts = [len(s.rows) for s in segments]
+    tails: dict[str, Heap] = {}
+    for name in {name for s in segments for name in s.tails}:
+        data: list[bytes | memoryview] = [b"\0"]
+        offsets = [np.ones(1, dtype=np.uint32)]
+        end = 1
+        for segment, count in zip(segments, counts, strict=True):
+            heap = segment.tails.get(name)
+            if heap is None:  # an older schema version lacks the tail: empty entries
+                data.append(bytes(count))
+                offsets.append(np.arange(end + 1, end + count + 1, dtype=np.uint32))
+                end += count
+                continue
+            data.append(memoryview(heap.data)[1:])
+            offsets.append(heap.offsets[1:] + np.uint32(end - 1))
+            end += len(heap.data) - 1
+        tails[name] = Heap(b"".join(data), np.concatenate(offsets))
+    return Segment.of(rows, tails)
+
+
+class SegmentStore:
+    """The segments of one event type, oldest first."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.segments: list[Segment] = []
+
+    def append(self, columns: Columns) -> None:
+        """Add a batch's rows."""
+        if len(columns.rows) == 0:
+            return
+        self.segments.append(Segment.of(current_rows(self.name, columns.rows), dict(columns.tails)))
+        if len(columns.rows) < _LEVELS[0][0]:
+            self._compact()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(s.nbytes for s in self.segments)
+
+    def __len__(self) -> int:
+        return sum(len(s.rows) for s in self.segments)
+
+    def newest_first(self, since: int | None = None, until: int | None = None) -> Iterator[Segment]:
+        """Segments that can hold times in [since, until], in reverse order of arrival."""
+        for segment in reversed(self.segments):
+            if (until is not None and segment.first > until) or (since is not None and segment.last < since):
+                continue
+            yield segment
+
+    def _compact(self) -> None:
+        for bound, fan_in in _LEVELS:
+            run = 0
+            for segment in reversed(self.segments):
+                if len(segment.rows) >= bound:
+                    break
+                run += 1
+            if run < fan_in:
+                return
+            self.segments[-run:] = [merge(self.segments[-run:])]
