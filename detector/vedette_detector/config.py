@@ -175,9 +175,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         elif isinstance(shown, tuple):
             shown = "none"
         unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
-        text = f"{field.metadata['doc']}{unit} Default: {shown if shown not in (None, '') else 'none'}".replace(
-            "%", "%%"
-        )
+        shown = "none" if shown in (None, "") else shown
+        text = f"{field.metadata['doc']}{unit} Default: {shown}".replace("%", "%%")
+        action = "append" if str(field.type).startswith("tuple") else "store"
         parser.add_argument(_flag(field.name), dest=field.name, action=action, help=text)
     given = vars(parser.parse_args(list(arguments)))
     values: dict[str, Any] = {}

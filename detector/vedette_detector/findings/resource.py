@@ -1,0 +1,366 @@
+"""What a finding is about: a container or the host.
+
+For a container on the detector's own host (same boot id) what the runtime wrote down is read: the OCI bundle's
+``config.json`` under containerd's, CRI-O's and podman's state directories, Docker's ``config.v2.json``, and runc's
+``state.json``. No runtime socket is talked to. Names, images and annotations in there were chosen by whoever made the
+container: they pass through `vedette_detector.text.safe` like everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vedette_detector.engine.detection import ContainerRef
+from vedette_detector.text import safe, safe_text
+
+MAX_FILE = 1 << 20
+"""Bytes read of one state file."""
+_CACHED = 4096
+_RETRY_S = 5.0
+"""A container whose state was not readable is asked for again after this time: it may just be starting."""
+_CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]{0,1023}")
+_CAP_SYS_ADMIN = "CAP_SYS_ADMIN"
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine that a node's agent runs on, from its heartbeat.
+
+    Attributes:
+        ec2: instance metadata where the agent found any: ``instance_id``, ``instance_type``, ``image_id``,
+            ``availability_zone`` and the like.
+    """
+
+    node: str
+    boot_id: bytes = b""
+    hostname: str = ""
+    machine_id: str = ""
+    kernel: str = ""
+    arch: str = ""
+    agent_version: str = ""
+    ec2: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, node: str, boot_id: bytes, heartbeat: Mapping[str, Any] | None) -> Host:
+        """Take what a heartbeat says; everything in it is optional."""
+        heartbeat = heartbeat or {}
+        host = heartbeat.get("host")
+        host = host if isinstance(host, dict) else {}
+
+        def text(source: Mapping[str, Any], name: str) -> str:
+            value = source.get(name)
+            return safe_text(value, 256) if isinstance(value, str) else ""
+
+        ec2 = host.get("ec2")
+        return cls(
+            node=node,
+            boot_id=boot_id,
+            hostname=text(host, "hostname"),
+            machine_id=text(host, "machine_id"),
+            kernel=text(host, "kernel"),
+            arch=text(host, "arch"),
+            agent_version=text(heartbeat, "agent_version"),
+            ec2=safe(ec2, limit=256, items=32) if isinstance(ec2, dict) else {},
+        )
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a finding is about.
+
+    Attributes:
+        type: GuardDuty's ``resourceType``.
+        id: what identifies it on its node: container id, or the node's name.
+        document: GuardDuty's ``resource``.
+        host: our addition: the machine.
+        container: our addition: what GuardDuty has no field for; None for the host.
+    """
+
+    type: str
+    id: str
+    document: dict[str, Any]
+    host: dict[str, Any]
+    container: dict[str, Any] | None = None
+
+
+def describe(container: ContainerRef | None, host: Host, known: Mapping[str, Any] | None) -> Resource:
+    """Make the resource of a finding. Pure.
+
+    Args:
+        container: None for a process of the host.
+        host: where it runs.
+        known: what `ContainerStates.lookup` found.
+    """
+    instance = _instance(host)
+    host_document = _without_empty(
+        {
+            "node": safe_text(host.node, 256),
+            "hostname": host.hostname,
+            "machineId": host.machine_id,
+            "kernel": host.kernel,
+            "architecture": host.arch,
+            "bootId": host.boot_id.hex(),
+        }
+    )
+    if container is None:
+        document = {"resourceType": "Instance", "instanceDetails": instance}
+        return Resource("Instance", safe_text(host.node, 256), document, host_document)
+    known = known or {}
+    identity = safe_text(container.container_id or container.cgroup_path, 512)
+    runtime = known.get("runtime") or container.runtime
+    details: dict[str, Any] = {"id": identity}
+    if runtime and runtime != "unknown":
+        details["containerRuntime"] = runtime
+    for name in ("name", "image", "imagePrefix", "volumeMounts", "securityContext"):
+        if known.get(name):
+            details[name] = known[name]
+    more = _without_empty(
+        {
+            "cgroupPath": safe_text(container.cgroup_path),
+            "podUid": container.pod_uid,
+            "stateFound": bool(known),
+            **{k: known.get(k) for k in ("bundle", "rootfs", "hostname", "hostNamespaces", "annotations")},
+        }
+    )
+    document = {"resourceType": "Container", "containerDetails": details, "instanceDetails": instance}
+    return Resource("Container", identity, document, host_document, more)
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if v not in (None, "", [], {})}
+
+
+def _instance(host: Host) -> dict[str, Any]:
+    """GuardDuty's ``InstanceDetails``; outside EC2 the node's name stands for the instance id."""
+    ec2 = host.ec2
+
+    def text(*names: str) -> str | None:
+        return next((v for n in names if isinstance(v := ec2.get(n), str) and v), None)
+
+    interface = {
+        "privateDnsName": text("private_dns_name", "local_hostname") or host.hostname,
+        "privateIpAddress": text("private_ip", "local_ipv4"),
+        "vpcId": text("vpc_id"),
+        "subnetId": text("subnet_id"),
+        "publicIp": text("public_ip", "public_ipv4"),
+    }
+    interface = {k: v for k, v in interface.items() if v}
+    return _without_empty(
+        {
+            "instanceId": text("instance_id") or safe_text(host.node, 256),
+            "instanceType": text("instance_type"),
+            "imageId": text("image_id", "ami_id"),
+            "availabilityZone": text("availability_zone"),
+            "networkInterfaces": [interface] if interface else [],
+        }
+    )
+
+
+class ContainerStates:
+    """Looks up what container runtimes wrote down about a container on this host."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        """Read state below ``root``: the host's root directory."""
+        self._root = root
+        self._cache: OrderedDict[tuple[str, str], tuple[float, dict[str, Any] | None]] = OrderedDict()
+        try:
+            text = (root / "proc/sys/kernel/random/boot_id").read_text()
+            self.boot_id = bytes.fromhex(text.strip().replace("-", ""))
+        except (OSError, ValueError):
+            self.boot_id = b""
+
+    def lookup(self, container: ContainerRef, boot_id: bytes) -> dict[str, Any] | None:
+        """What is known of a container; None where it runs elsewhere or its state is not readable."""
+        if not boot_id or boot_id != self.boot_id or not container.container_id:
+            return None
+        if not _CONTAINER_ID.fullmatch(container.container_id):
+            return None
+        key = (container.container_id, container.cgroup_path)
+        now = time.monotonic()
+        cached = self._cache.get(key)
+        if cached is not None and (cached[1] is not None or now - cached[0] < _RETRY_S):
+            self._cache.move_to_end(key)
+            return cached[1]
+        found = self._read(container)
+        self._cache[key] = (now, found)
+        while len(self._cache) > _CACHED:
+            self._cache.popitem(last=False)
+        return found
+
+    def _read(self, container: ContainerRef) -> dict[str, Any] | None:
+        identity = container.container_id
+        assert identity is not None
+        docker = self._json(self._root / "var/lib/docker/containers" / identity / "config.v2.json")
+        for runtime, bundle in self._bundles(identity):
+            config = self._json(bundle / "config.json")
+            if config is not None:
+                known = from_oci(config, runtime, self._shown(bundle))
+                return {**known, **from_docker(docker)} if docker else known
+        if docker is not None:
+            return from_docker(docker)
+        return self._from_runc(container)
+
+    def _bundles(self, identity: str) -> Iterator[tuple[str, Path]]:
+        tasks = self._root / "run/containerd/io.containerd.runtime.v2.task"
+        for namespace in ("k8s.io", "default", "moby"):
+            yield ("docker" if namespace == "moby" else "containerd"), tasks / namespace / identity
+        for storage in ("run/containers/storage", "var/lib/containers/storage"):
+            for kind in ("overlay-containers", "vfs-containers"):
+                yield "", self._root / storage / kind / identity / "userdata"
+
+    def _from_runc(self, container: ContainerRef) -> dict[str, Any] | None:
+        """Plain runc: by its id, or by the cgroup that its state names."""
+        assert container.container_id is not None
+        for directory in ("run/runc", "run/docker/runtime-runc/moby", "run/containerd/runc/k8s.io"):
+            base = self._root / directory
+            candidates = [base / container.container_id]
+            try:
+                candidates += [base / name for name in sorted(os.listdir(base))[:2000]]
+            except OSError:
+                continue
+            for number, candidate in enumerate(candidates):
+                state = self._json(candidate / "state.json")
+                if state is None or not (number == 0 or _owns(state, container.cgroup_path)):
+                    continue
+                labels = _dict(state.get("config")).get("labels")
+                bundle = next(
+                    (str(v)[7:] for v in (labels if isinstance(labels, list) else []) if str(v).startswith("bundle=")),
+                    "",
+                )
+                config = self._json(self._root / bundle.lstrip("/") / "config.json") if bundle else None
+                known = from_oci(config or {}, "runc", safe_text(bundle))
+                known.setdefault("name", safe_text(str(state.get("id", "")), 256))
+                rootfs = _dict(state.get("config")).get("rootfs")
+                if isinstance(rootfs, str):
+                    known["rootfs"] = safe_text(rootfs)
+                return known
+        return None
+
+    def _shown(self, path: Path) -> str:
+        return safe_text("/" + str(path.relative_to(self._root)))
+
+    @staticmethod
+    def _json(path: Path) -> dict[str, Any] | None:
+        """A JSON object from a regular file of bounded size; None when there is none."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            return None
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            data = file.read(MAX_FILE + 1)
+        if len(data) > MAX_FILE:
+            return None
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+
+def _owns(state: Mapping[str, Any], cgroup_path: str) -> bool:
+    """Whether runc's state names the cgroup or one above it. v1 paths have the controller after the mount point."""
+    paths = state.get("cgroup_paths")
+    for value in paths.values() if isinstance(paths, dict) else ():
+        text = str(value)
+        if not text.startswith("/sys/fs/cgroup/"):
+            continue
+        relative = text.removeprefix("/sys/fs/cgroup")
+        for form in (relative, "/" + relative[1:].partition("/")[2]):
+            if len(form) > 1 and (cgroup_path == form or cgroup_path.startswith(form + "/")):
+                return True
+    return False
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _first(annotations: Mapping[str, Any], *names: str) -> str:
+    return next((safe_text(v, 512) for n in names if isinstance(v := annotations.get(n), str) and v), "")
+
+
+def image_prefix(image: str) -> str:
+    """Everything before the image's own name: ``docker.io/library`` of ``docker.io/library/nginx:1``."""
+    return image.rpartition("/")[0]
+
+
+def from_oci(config: Mapping[str, Any], runtime: str, bundle: str) -> dict[str, Any]:
+    """Read an OCI runtime configuration (github.com/opencontainers/runtime-spec, config.md) with the annotations
+    that containerd's CRI plug-in, CRI-O and podman add. Pure; wrong types read as absent.
+    """
+    annotations = _dict(config.get("annotations"))
+    process, linux = _dict(config.get("process")), _dict(config.get("linux"))
+    if not runtime:
+        runtime = "cri-o" if any(str(k).startswith("io.kubernetes.cri-o.") for k in annotations) else "podman"
+    name = _first(
+        annotations,
+        "io.kubernetes.cri.container-name",
+        "io.kubernetes.container.name",
+        "nerdctl/name",
+        "io.podman.annotations.container-name",
+        "io.container.manager.name",
+    )
+    image = _first(
+        annotations,
+        "io.kubernetes.cri.image-name",
+        "io.kubernetes.cri-o.ImageName",
+        "org.opencontainers.image.ref.name",
+        "org.opencontainers.image.base.name",
+        "nerdctl/image-name",
+    )
+    known: dict[str, Any] = {"runtime": runtime, "bundle": bundle}
+    if name:
+        known["name"] = name
+    if image:
+        known["image"] = image
+        known["imagePrefix"] = image_prefix(image)
+    mounts = config.get("mounts")
+    known["volumeMounts"] = [
+        {"name": safe_text(str(m.get("source", "")), 512), "mountPath": safe_text(str(m.get("destination", "")), 512)}
+        for m in (mounts if isinstance(mounts, list) else [])[:256]
+        if isinstance(m, dict) and (m.get("type") == "bind" or "bind" in (m.get("options") or ()))
+    ][:64]
+    if process:
+        bounding = _dict(process.get("capabilities")).get("bounding")
+        admin = isinstance(bounding, list) and _CAP_SYS_ADMIN in bounding
+        known["securityContext"] = {
+            "privileged": admin and not linux.get("seccomp") and not linux.get("maskedPaths"),
+            "allowPrivilegeEscalation": process.get("noNewPrivileges") is not True,
+        }
+    namespaces = linux.get("namespaces")
+    if isinstance(namespaces, list):
+        own = {str(_dict(n).get("type")) for n in namespaces if not _dict(n).get("path")}
+        joined = {str(_dict(n).get("type")) for n in namespaces if _dict(n).get("path")}
+        known["hostNamespaces"] = [n for n in ("pid", "network", "ipc", "mount", "user") if n not in own | joined]
+    hostname = config.get("hostname")
+    if isinstance(hostname, str):
+        known["hostname"] = safe_text(hostname, 256)
+    rootfs = _dict(config.get("root")).get("path")
+    if isinstance(rootfs, str):
+        known["rootfs"] = safe_text(rootfs)
+    known["annotations"] = safe(annotations, limit=512, items=32)
+    return known
+
+
+def from_docker(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read Docker's ``config.v2.json``. Pure; wrong types read as absent."""
+    known: dict[str, Any] = {"runtime": "docker"}
+    name = config.get("Name")
+    if isinstance(name, str) and name.strip("/"):
+        known["name"] = safe_text(name.strip("/"), 256)
+    image = _dict(config.get("Config")).get("Image")
+    if isinstance(image, str) and image:
+        known["image"] = safe_text(image, 512)
+        known["imagePrefix"] = image_prefix(known["image"])
+    return known
