@@ -83,7 +83,16 @@ static inline void copy_tail(uint8_t *to, size_t to_room, const uint8_t *from, s
 	}
 }
 
-void vd_split_copy(const uint8_t *records, size_t size, const struct vd_layout *layouts, struct vd_columns_out *outs)
+/* The header alone is 72 bytes, so the last 32 bytes may be copied over what is copied already. */
+static inline void copy_fixed(uint8_t *to, const uint8_t *from, size_t n)
+{
+	for (size_t i = 0; i < n - 32; i += 32)
+		memcpy(to + i, from + i, 32);
+	memcpy(to + n - 32, from + n - 32, 32);
+}
+
+void vd_split_copy(const uint8_t *restrict records, size_t size, const struct vd_layout *restrict layouts,
+		   struct vd_columns_out *restrict outs)
 {
 	uint32_t index = 0;
 	for (size_t offset = 0; offset < size; index++) {
@@ -91,20 +100,21 @@ void vd_split_copy(const uint8_t *records, size_t size, const struct vd_layout *
 		uint32_t type = vd_load16(record + 4);
 		const struct vd_layout *layout = &layouts[type];
 		struct vd_columns_out *out = &outs[type];
-		uint32_t row = out->row++;
-		uint8_t *fixed = out->fixed + (size_t)row * layout->fixed;
-		for (uint32_t i = 0; i < layout->fixed; i += 8)
-			memcpy(fixed + i, record + i, 8);
+		const size_t fixed = layout->fixed;
+		const uint8_t *lengths = record + layout->lengths_at;
+		const size_t row = out->row++;
+		copy_fixed(out->fixed + row * fixed, record, fixed);
 		out->order[row] = index;
-		size_t from = offset + layout->fixed;
-		for (uint32_t t = 0; t < layout->tails; t++) {
-			struct vd_heap_out *heap = &out->tails[t];
-			uint32_t length = vd_load16(record + layout->lengths_at + 2 * t);
-			copy_tail(heap->data + heap->at, heap->size - heap->at, records + from, size - from, length);
+		size_t from = offset + fixed;
+		for (struct vd_heap_out *heap = out->tails, *end = heap + layout->tails; heap < end; heap++) {
+			const uint32_t length = vd_load16(lengths), at = heap->at;
+			uint8_t *to = heap->data + at;
+			lengths += 2;
+			copy_tail(to, heap->size - at, records + from, size - from, length);
+			to[length] = 0;
 			from += length;
-			heap->at += length;
-			heap->data[heap->at++] = 0;
-			heap->offsets[row + 1] = heap->at;
+			heap->at = at + length + 1;
+			heap->offsets[row + 1] = at + length + 1;
 		}
 		offset += vd_load32(record);
 	}
@@ -139,7 +149,7 @@ uint64_t vd_ring_producer(const struct vd_ring *ring)
 }
 
 enum vd_drain_status vd_ring_drain(const struct vd_ring *ring, uint64_t from, uint8_t *out, size_t capacity,
-				   struct vd_executables *executables, struct vd_drained *drained)
+				   struct vd_executables *executables, uint64_t judged, struct vd_drained *drained)
 {
 	memset(drained, 0, sizeof(*drained));
 	drained->position = from;
@@ -161,7 +171,7 @@ enum vd_drain_status vd_ring_drain(const struct vd_ring *ring, uint64_t from, ui
 			/* A program may have reserved more than its record needed: the record's own size counts. */
 			uint32_t size = length >= VD_HEADER_SIZE ? vd_load32(record) : 0;
 			if (size < VD_HEADER_SIZE || (size & 7) || size > length || size > VD_RECORD_BOUND) {
-				drained->malformed++;
+				drained->malformed += drained->position >= judged;
 			} else {
 				if (size > capacity - drained->bytes)
 					break;

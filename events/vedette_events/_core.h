@@ -162,9 +162,10 @@ struct vd_drained {
 
 uint64_t vd_ring_producer(const struct vd_ring *ring);
 /* Copies whole records from position `from` into out[capacity] until it is full, the ring is empty or a sample is
- * not finished. capacity must be at least VD_RECORD_BOUND or all that is pending. executables may be NULL. */
+ * not finished. capacity must be at least VD_RECORD_BOUND or all that is pending. executables may be NULL. Malformed
+ * samples before position `judged` are not counted again. */
 enum vd_drain_status vd_ring_drain(const struct vd_ring *ring, uint64_t from, uint8_t *out, size_t capacity,
-				   struct vd_executables *executables, struct vd_drained *drained);
+				   struct vd_executables *executables, uint64_t judged, struct vd_drained *drained);
 void vd_note_executable(struct vd_executables *executables, const uint8_t *record, uint32_t size);
 
 /* ---- DNS (_dns.c) ---- */

@@ -4,7 +4,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <errno.h>
+#include <limits.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -462,6 +463,7 @@ typedef struct {
 	size_t page;
 	struct vd_executables *executables;
 	uint64_t malformed;
+	uint64_t judged; /* position up to which malformed samples are counted */
 	bool draining; /* in another thread, without the interpreter's lock */
 } Ring;
 
@@ -577,7 +579,7 @@ static PyObject *ring_drain(PyObject *object, PyObject *args)
 	enum vd_drain_status status;
 	self->draining = true;
 	Py_BEGIN_ALLOW_THREADS
-	status = vd_ring_drain(&self->ring, from, out, capacity, self->executables, &drained);
+	status = vd_ring_drain(&self->ring, from, out, capacity, self->executables, self->judged, &drained);
 	Py_END_ALLOW_THREADS
 	self->draining = false;
 	if (status != VD_DRAIN_OK) {
@@ -588,6 +590,8 @@ static PyObject *ring_drain(PyObject *object, PyObject *args)
 	if (_PyBytes_Resize(&records, (Py_ssize_t)drained.bytes) < 0)
 		return NULL;
 	self->malformed += drained.malformed;
+	if (drained.position > self->judged)
+		self->judged = drained.position;
 	return Py_BuildValue("(NKK)", records, (unsigned long long)drained.position, (unsigned long long)drained.records);
 }
 
@@ -702,6 +706,24 @@ static PyType_Spec ring_spec = {
 	"vedette_events._native.Ring", sizeof(Ring), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, ring_slots,
 };
 
+/* ---- allocator ---- */
+
+static PyObject *native_keep_freed_memory(PyObject *module, PyObject *args)
+{
+	(void)module;
+	unsigned long long bytes = 256ull << 20;
+	if (!PyArg_ParseTuple(args, "|K:keep_freed_memory", &bytes))
+		return NULL;
+	if (bytes > INT_MAX)
+		return PyErr_Format(PyExc_ValueError, "%llu bytes are more than %d", bytes, INT_MAX);
+#ifdef __GLIBC__
+	/* 32 MiB is the most that mallopt(3) takes for blocks of their own; a batch's blocks are smaller. */
+	mallopt(M_MMAP_THRESHOLD, 32 << 20);
+	mallopt(M_TRIM_THRESHOLD, (int)bytes);
+#endif
+	Py_RETURN_NONE;
+}
+
 /* ---- module ---- */
 
 static PyMethodDef functions[] = {
@@ -711,6 +733,7 @@ static PyMethodDef functions[] = {
 	{"tail_hashes", native_tail_hashes, METH_VARARGS, "tail_hashes(heap, offsets) -> uint64 array"},
 	{"fnv1a", native_fnv1a, METH_O, "fnv1a(data) -> int"},
 	{"dns_names", native_dns_names, METH_VARARGS, "dns_names(heap, offsets) -> (heap, offsets)"},
+	{"keep_freed_memory", native_keep_freed_memory, METH_VARARGS, "keep_freed_memory(bytes=268435456)"},
 	{"dns_match", native_dns_match, METH_VARARGS, "dns_match(heap, offsets, table) -> rows"},
 	{NULL, NULL, 0, NULL},
 };

