@@ -7,8 +7,8 @@ What stays: uid and gid 65534 without groups, and four capabilities as permitted
     CAP_NET_ADMIN   attach the program that sees DNS answers (cgroup_skb)
     CAP_SYS_PTRACE  follow /proc/<pid>/exe and /proc/<pid>/root to hash executables
 
-Everything else goes for good: the bounding set is emptied, the inheritable and ambient sets too, no_new_privs is set, and
-the process is not dumpable, so that another process of the same uid can neither trace it nor read its memory.
+Everything else goes for good: the bounding, inheritable and ambient sets are emptied, no_new_privs is set, and the
+process is not dumpable, so that another process of the same uid can neither trace it nor read its memory.
 
 Linux keeps capabilities per thread: `drop` must run before any thread is started (capabilities(7)).
 """

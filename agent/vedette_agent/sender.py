@@ -185,10 +185,9 @@ class Client:
 
     def _exchange(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         if self._connection is None:
-            connection = self._connect()
-            connection.connect()
-            connection.sock.settimeout(RESPONSE_TIMEOUT_S)
-            self._connection = connection
+            self._connection = self._connect()  # kept before it connects, so that a failure closes it
+            self._connection.connect()
+            self._connection.sock.settimeout(RESPONSE_TIMEOUT_S)
         self._connection.request("POST", self._endpoint.prefix + path, body, dict(headers))
         response = self._connection.getresponse()
         data = response.read(_MAX_ANSWER)
@@ -256,11 +255,14 @@ def judge(answer: Answer, refs: tuple[BatchRef, ...], now_s: float) -> Judgement
         filters = document.get("filters")
         named = document.get("acknowledged")
         sent = {(ref.session, ref.sequence) for ref in refs}
-        settled = frozenset(
-            (entry["session"], entry["sequence"])
+        names = {
+            (entry.get("session"), entry.get("sequence"))
             for entry in (named if isinstance(named, list) else [])
-            if isinstance(entry, dict) and (entry.get("session"), entry.get("sequence")) in sent
-        )
+            if isinstance(entry, dict)
+            and isinstance(entry.get("session"), int)
+            and isinstance(entry.get("sequence"), int)
+        }
+        settled = frozenset(sent & names)
         return Judgement(
             Verdict.ACKNOWLEDGED if settled else Verdict.RETRY,
             settled,
@@ -397,6 +399,10 @@ class Sender(threading.Thread):
             except TransportError as error:
                 self.healthy = False
                 self._log.repeated("warning", "the detector cannot be reached", error=error)
+                delay = self._backoff.next()
+            except Exception as error:  # whatever it is, it must not end the only thread that sends
+                self.healthy = False
+                self._log.repeated("error", "sending failed unexpectedly", error=f"{type(error).__name__}: {error}")
                 delay = self._backoff.next()
             if delay:
                 self._pause(delay)

@@ -1,9 +1,9 @@
 """What already runs when the agent starts: processes, listening sockets and cgroups, read from /proc.
 
 Each becomes an ordinary record (``exec``, ``listen``, ``cgroup``) with the flag SNAPSHOT. `Snapshotter` makes them in
-a forked child, for two reasons: the memory that it takes goes back when the child ends, and the child of an agent that was
-started by root keeps CAP_DAC_READ_SEARCH, which listing another user's ``/proc/<pid>/fd`` needs, while the agent itself
-goes without.
+a forked child, for two reasons: the memory that it takes goes back when the child ends, and the child of an agent that
+was started by root keeps CAP_DAC_READ_SEARCH, which listing another user's ``/proc/<pid>/fd`` needs, while the agent
+itself goes without.
 
 How far a snapshot differs from what the kernel hooks tell:
 
@@ -121,7 +121,7 @@ def parse_cgroup_mounts(mountinfo: bytes) -> dict[int, tuple[bytes, bytes]]:
 def parse_cgroup_path(content: bytes, hierarchy: int) -> bytes:
     """The path of a process in the hierarchy, from /proc/<pid>/cgroup; empty when it is in none."""
     for line in content.splitlines():
-        _, controllers, path = (line.split(b":", 2) + [b"", b""])[:3]
+        _, controllers, path = [*line.split(b":", 2), b"", b""][:3]
         if (hierarchy == 2 and not controllers) or (hierarchy == 1 and b"memory" in controllers.split(b",")):
             return path
     return b""

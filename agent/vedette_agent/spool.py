@@ -185,6 +185,7 @@ class Spool:
         self._write_fd = -1
         self._read: tuple[int, int] = (-1, -1)  # (segment index, descriptor) of the segment read last
         self._out_of_space = False
+        self._woken = False
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -269,11 +270,13 @@ class Spool:
     def wait(self, timeout_s: float) -> bool:
         """Wait until there is an unsettled batch; False when the time passed without one."""
         with self._pending:
-            return self._pending.wait_for(self._has_unsettled, timeout_s)
+            self._pending.wait_for(lambda: self._woken or self._has_unsettled(), timeout_s)
+            return self._has_unsettled()
 
     def wake(self) -> None:
-        """Let `wait` return now, whether or not there is a batch."""
+        """Let `wait` return at once from now on, whether or not there is a batch: the end is near."""
         with self._pending:
+            self._woken = True
             self._pending.notify_all()
 
     def read(self, max_bytes: int) -> Chunk | None:

@@ -28,7 +28,8 @@ import json, os
 from vedette_agent.privileges import drop
 drop()
 status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
-result = {k: status[k].strip() for k in ("Uid", "Gid", "Groups", "CapPrm", "CapEff", "CapBnd", "CapAmb", "CapInh", "NoNewPrivs")}
+names = "Uid Gid Groups CapPrm CapEff CapBnd CapAmb CapInh NoNewPrivs".split()
+result = {k: status[k].strip() for k in names}
 result["mem_owner"] = os.stat("/proc/self/mem").st_uid
 try:
     os.setuid(0)

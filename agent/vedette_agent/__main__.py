@@ -1,0 +1,7 @@
+"""``python -m vedette_agent``."""
+
+import sys
+
+from vedette_agent.main import main
+
+sys.exit(main())

@@ -1,0 +1,81 @@
+"""What only root can prepare, before the agent becomes an ordinary user: directories, the bpffs, limits.
+
+Started as an ordinary user (in a container), all of it has been prepared by somebody else, and nothing happens here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+
+from vedette_agent.errors import AgentError
+
+_BPF_FS_MAGIC = 0xCAFE4A11  # <linux/magic.h>
+
+
+class PrepareError(AgentError):
+    """A directory or the bpffs could not be prepared."""
+
+    reason = "NotPrepared"
+    exit_code = 3
+
+
+def is_bpffs(path: Path) -> bool:
+    """Whether ``path`` lies on a bpffs."""
+    buffer = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None).statfs(os.fsencode(path), buffer) != 0:
+        return False
+    return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF == _BPF_FS_MAGIC
+
+
+def own_directory(path: Path, uid: int) -> None:
+    """Make ``path`` (mode 0700) and give it, with the plain files in it, to ``uid``.
+
+    Raises:
+        PrepareError: it cannot be made or given away, or is no directory.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # By descriptor and without following links: whoever owned the directory before must not steer the chown.
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchown(fd, uid, uid)
+            os.fchmod(fd, 0o700)
+            for name in os.listdir(fd):
+                os.chown(name, uid, uid, dir_fd=fd, follow_symlinks=False)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise PrepareError(f"cannot prepare {path}: {error.strerror}") from error
+
+
+def mount_bpffs(path: Path, uid: int) -> None:
+    """Make ``path`` a bpffs that belongs to ``uid``, with everything pinned in it.
+
+    Raises:
+        PrepareError: it cannot be mounted.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not is_bpffs(path):
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.mount(b"bpf", os.fsencode(path), b"bpf", ctypes.c_ulong(2 | 4 | 8), b"mode=0700") != 0:
+                raise PrepareError(f"cannot mount a bpffs on {path}: {os.strerror(ctypes.get_errno())}")
+        for directory, _, files in os.walk(path):
+            os.chown(directory, uid, uid)
+            for name in files:
+                os.chown(os.path.join(directory, name), uid, uid, follow_symlinks=False)
+        os.chmod(path, 0o700)
+    except OSError as error:
+        raise PrepareError(f"cannot prepare {path}: {error.strerror}") from error
+
+
+def raise_limits(nice: int) -> None:
+    """Lift the limit on locked memory, which kernels before 5.11 charge maps to, and take the scheduling priority."""
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
