@@ -129,6 +129,23 @@ class ThreatLists:
         out._finish()
         return out
 
+    @classmethod
+    def of(cls, entries: Iterable[str], name: str = "given", trusted: Iterable[str] = ()) -> ThreatLists:
+        """One list of given entries, for tests.
+
+        Raises:
+            ValueError: an entry is none.
+        """
+        out = cls()
+        out.labels.append((name, name))
+        for target, texts in ((out._threats, entries), (out._trusted, trusted)):
+            for text in texts:
+                problem = _add(target, text, 0)
+                if problem is not None:
+                    raise ValueError(problem[1])
+        out._finish()
+        return out
+
     # -- lookups ---------------------------------------------------------------------------------------------------
 
     def lookup_ip(self, address: Address) -> ThreatMatch | None:

@@ -18,6 +18,7 @@ _STREAM, _DATAGRAM = 1, 2
 _EPERM, _EACCES = -1, -13
 _MAX_ARGUMENTS = 64
 _MAX_ARGUMENT = 512
+_NONE_MADE: tuple[int, Detection | None] = (0, None)
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,15 @@ class EngineContext:
     triage: str = ""
     severity: float = 5.0
     finding_type: str = ""
+    _made: dict[tuple[Any, ...], tuple[int, Detection | None]] = field(default_factory=dict)
+
+    def enter(self, unit: Any) -> None:
+        """Take over the defaults of the rule or detector that is asked next."""
+        self.rule_id = unit.id
+        self.title = unit.title
+        self.triage = getattr(unit, "triage", "")
+        self.severity = getattr(unit, "severity", 5.0)
+        self.finding_type = getattr(unit, "finding_type", "") or next(iter(getattr(unit, "finding_types", ())), "")
 
     def detection(
         self,
@@ -97,9 +107,16 @@ class EngineContext:
         """
         history = event.history
         acting = process or event.process
+        kind = finding_type or self.finding_type
+        # A flood of the same thing (a loop that writes to one file) is counted, not described again and again.
+        same = (self.rule_id, kind, tuple(key), acting.pid, acting.start, event.type)
+        count, last = self._made.get(same, _NONE_MADE)
+        if last is not None and count >= self.settings.repeats_after:
+            last.repeats += 1
+            return last
         container = event.container
-        return Detection(
-            finding_type=finding_type or self.finding_type,
+        made = Detection(
+            finding_type=kind,
             severity=self.severity if severity is None else severity,
             rule_id=self.rule_id,
             title=self.title if title is None else title,
@@ -120,6 +137,8 @@ class EngineContext:
             triage=self.triage if triage is None else triage,
             related_events=[e.as_dict() for e in related],
         )
+        self._made[same] = (count + 1, made)
+        return made
 
 
 def timestamp(moment: datetime) -> str:

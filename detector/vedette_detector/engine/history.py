@@ -18,14 +18,14 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from vedette_events.columns import EventBatch
 
 from vedette_detector.engine.container import INITIAL_PID_NS, namespaced_cgroup, parse_cgroup
 from vedette_detector.engine.detection import ContainerRef
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.process_table import ProcessTable, Row
-from vedette_detector.engine.segments import Array, SegmentStore
+from vedette_detector.engine.segments import Array, Segment, SegmentStore
 from vedette_detector.engine.text import join_path, safe_text
+from vedette_events.columns import EventBatch
 
 PROCESS_TYPES = ("exec", "fork", "exit")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -133,44 +133,57 @@ class NodeHistory:
         self._cgroups: OrderedDict[int, bytes] = OrderedDict()
         self._containers: dict[int, ContainerRef | None] = {}
         self._hashes: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
-        self._cache: dict[tuple[int, int | None, int | None], Process | None] = {}
+        # Answers that hold until the next batch.
+        self._newest: dict[tuple[int, int | None], Process | None] = {}
+        self._older: dict[tuple[int, int | None, int], Process | None] = {}
         self._next_sweep = 0
 
     # -- filling ---------------------------------------------------------------------------------------------------
 
-    def append(self, batch: EventBatch, wall_offset_ns: int | None = None) -> None:
-        """Take a batch over. Costs a few list entries for each type present, whatever the number of events."""
+    def append(self, batch: EventBatch, wall_offset_ns: int | None = None) -> dict[str, Segment]:
+        """Take a batch over. Costs a few list entries for each type present, whatever the number of events.
+
+        Returns:
+            The batch's columns by type; they stay valid when history compacts or forgets them.
+        """
         if wall_offset_ns is not None:
             self.wall_offset_ns = wall_offset_ns
-        self._cache.clear()
+        self._newest.clear()
+        self._older.clear()
+        out: dict[str, Segment] = {}
         for name, columns in batch.types.items():
-            count = len(columns.rows)
-            if count == 0:
+            if len(columns.rows) == 0:
                 continue
-            self.now = max(self.now, int(columns.rows["time"][-1]))
+            segment = out[name] = Segment.of(columns.rows, dict(columns.tails))
+            self.now = max(self.now, int(segment.rows["time"][-1]))
             if name == "cgroup":
-                ids = columns.rows["cgroup"].tolist()
-                paths = columns.tails["path"]
-                for i, cgroup in enumerate(ids):
-                    self._cgroups[cgroup] = paths[i]
-                    self._cgroups.move_to_end(cgroup)
-                    self._containers.pop(cgroup, None)
-                while len(self._cgroups) > self.settings.names:
-                    self._containers.pop(self._cgroups.popitem(last=False)[0], None)
+                self._remember_cgroups(segment)
             elif name == "file_hash":
-                rows = columns.rows
-                for dev, ino, ctime, digest in zip(
-                    rows["dev"].tolist(), rows["ino"].tolist(), rows["ctime"].tolist(), rows["sha256"], strict=True
-                ):
-                    self._hashes[(dev, ino, ctime)] = digest.tobytes()
-                while len(self._hashes) > self.settings.names:
-                    self._hashes.popitem(last=False)
+                self._remember_hashes(segment)
             else:
                 store = self._stores.get(name)
                 if store is None:
                     store = self._stores[name] = SegmentStore(name)
-                store.append(columns)
+                store.append(segment)
         self._sweep()
+        return out
+
+    def _remember_cgroups(self, segment: Segment) -> None:
+        for row, cgroup in enumerate(segment.rows["cgroup"].tolist()):
+            self._cgroups[cgroup] = segment.tail("path", row)
+            self._cgroups.move_to_end(cgroup)
+            self._containers.pop(cgroup, None)
+        while len(self._cgroups) > self.settings.names:
+            self._containers.pop(self._cgroups.popitem(last=False)[0], None)
+
+    def _remember_hashes(self, segment: Segment) -> None:
+        rows = segment.rows
+        digests = np.ascontiguousarray(rows["sha256"]).tobytes()
+        identities = zip(rows["dev"].tolist(), rows["ino"].tolist(), rows["ctime"].tolist(), strict=True)
+        for row, identity in enumerate(identities):
+            self._hashes[identity] = digests[32 * row : 32 * row + 32]
+        while len(self._hashes) > self.settings.names:
+            self._hashes.popitem(last=False)
 
     def _sweep(self) -> None:
         """Keep the bounds: drop what is older than the window, then what is over the bound of bytes."""
@@ -184,14 +197,25 @@ class NodeHistory:
             if name in PROCESS_TYPES:
                 continue
             while store.segments and store.segments[0].last < horizon:
-                del store.segments[0]
+                store.pop_oldest()
             sizes[name] = store.nbytes
         total = sum(sizes.values())
         while total > self.settings.event_bytes:
             name = max(sizes, key=lambda n: sizes[n])
-            freed = self._stores[name].segments.pop(0).nbytes
+            freed = self._stores[name].pop_oldest()
             sizes[name] -= freed
             total -= freed
+
+    def shrink(self, target: int) -> int:
+        """Let go of the oldest until about ``target`` bytes are held; the bytes freed."""
+        before = self.nbytes
+        if self._processes.nbytes > target // 2:
+            self._processes.expire(0, target // 2)
+        sizes = {name: store.nbytes for name, store in self._stores.items() if name not in PROCESS_TYPES}
+        while sizes and self.nbytes > target and max(sizes.values()) > 0:
+            name = max(sizes, key=lambda n: sizes[n])
+            sizes[name] -= self._stores[name].pop_oldest()
+        return before - self.nbytes
 
     @property
     def nbytes(self) -> int:
@@ -212,12 +236,17 @@ class NodeHistory:
             The last exec at or before ``at``; where there is none, the program inherited through forks; None where
             neither is known.
         """
-        key = (pid, start, at)
-        if key in self._cache:
-            return self._cache[key]
-        found = self._resolve(pid, start, at, 0)
-        self._cache[key] = found
-        return found
+        key = (pid, start)
+        if key in self._newest:
+            newest = self._newest[key]
+        else:
+            newest = self._newest[key] = self._resolve(pid, start, None, 0)
+        if newest is None or at is None or (newest.time <= at and newest.start <= at):
+            return newest
+        older = (pid, start, at)
+        if older not in self._older:
+            self._older[older] = self._resolve(pid, start, at, 0)
+        return self._older[older]
 
     def _resolve(self, pid: int, start: int | None, at: int | None, depth: int) -> Process | None:
         executed = self._processes.last_exec(pid, start, at)

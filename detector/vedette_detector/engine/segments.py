@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from vedette_events.columns import Columns, Heap
 
-from vedette_events.dtypes import dtype
+from vedette_events.columns import Heap
 
 Array = np.ndarray[Any, Any]
 
@@ -32,7 +31,7 @@ class Segment:
     Attributes:
         rows: structured array, shape (N,), of the current schema's dtype.
         tails: the heap of each tail.
-        nbytes: memory held by rows, tails and cached columns.
+        nbytes: memory held by rows and tails. Key columns and indexes made by lookups come on top, a quarter at most.
         derived: what users of the segment computed once from it.
     """
 
@@ -55,7 +54,6 @@ class Segment:
         found = self._columns.get(name)
         if found is None:
             found = self._columns[name] = np.ascontiguousarray(self.rows[name])
-            self.nbytes += found.nbytes
         return found
 
     @property
@@ -86,7 +84,6 @@ class Segment:
                 return np.flatnonzero(column == column.dtype.type(value))
             positions = np.argsort(column, kind="stable").astype(np.uint32)
             order = self._orders[name] = (column[positions], positions)
-            self.nbytes += order[0].nbytes + order[1].nbytes
         values, positions = order
         wanted = values.dtype.type(value)
         low, high = np.searchsorted(values, wanted, "left"), np.searchsorted(values, wanted, "right")
@@ -115,18 +112,6 @@ class Segment:
     def take(self, rows: Array) -> Segment:
         """A copy of some rows, with their tails."""
         return Segment.of(self.rows[rows], {name: take_heap(heap, rows) for name, heap in self.tails.items()})
-
-
-def current_rows(name: str, rows: Array) -> Array:
-    """Rows in the current schema's dtype; an older record's missing fields are zero."""
-    wanted = dtype(name)
-    if rows.dtype == wanted:
-        return rows
-    out = np.zeros(len(rows), dtype=wanted)
-    for field_name in rows.dtype.names or ():
-        if field_name in (wanted.names or ()):
-            out[field_name] = rows[field_name]
-    return out
 
 
 def take_heap(heap: Heap, rows: Array) -> Heap:
@@ -172,31 +157,42 @@ def merge(segments: list[Segment]) -> Segment:
 
 
 class SegmentStore:
-    """The segments of one event type, oldest first."""
+    """The segments of one event type, in order of arrival."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.segments: list[Segment] = []
-
-    def append(self, columns: Columns) -> None:
-        """Add a batch's rows."""
-        if len(columns.rows) == 0:
-            return
-        self.segments.append(Segment.of(current_rows(self.name, columns.rows), dict(columns.tails)))
-        if len(columns.rows) < _LEVELS[0][0]:
-            self._compact()
+        self._segments: list[Segment] = []
+        self.nbytes = 0
 
     @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return sum(s.nbytes for s in self.segments)
+    def segments(self) -> list[Segment]:
+        """The segments, oldest first; not to be changed in place."""
+        return self._segments
+
+    @segments.setter
+    def segments(self, segments: list[Segment]) -> None:
+        self._segments = segments
+        self.nbytes = sum(s.nbytes for s in segments)
+
+    def append(self, segment: Segment) -> None:
+        """Add a batch's rows."""
+        self._segments.append(segment)
+        self.nbytes += segment.nbytes
+        if len(segment.rows) < _LEVELS[0][0]:
+            self._compact()
+
+    def pop_oldest(self) -> int:
+        """Let go of the oldest segment; the bytes freed."""
+        freed = self._segments.pop(0).nbytes
+        self.nbytes -= freed
+        return freed
 
     def __len__(self) -> int:
-        return sum(len(s.rows) for s in self.segments)
+        return sum(len(s.rows) for s in self._segments)
 
     def newest_first(self, since: int | None = None, until: int | None = None) -> Iterator[Segment]:
         """Segments that can hold times in [since, until], in reverse order of arrival."""
-        for segment in reversed(self.segments):
+        for segment in reversed(self._segments):
             if (until is not None and segment.first > until) or (since is not None and segment.last < since):
                 continue
             yield segment
@@ -204,10 +200,10 @@ class SegmentStore:
     def _compact(self) -> None:
         for bound, fan_in in _LEVELS:
             run = 0
-            for segment in reversed(self.segments):
+            for segment in reversed(self._segments):
                 if len(segment.rows) >= bound:
                     break
                 run += 1
             if run < fan_in:
                 return
-            self.segments[-run:] = [merge(self.segments[-run:])]
+            self._segments[-run:] = [merge(self._segments[-run:])]

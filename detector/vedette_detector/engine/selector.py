@@ -105,14 +105,17 @@ class Mask:
         info = np.iinfo(column.dtype)
         value = self.value
         if not info.min <= value <= info.max:
-            if self.op in ("any_bits", "no_bits", "all_bits"):
-                fits = value & int(info.max) if info.min == 0 else value & ((1 << info.bits) - 1)
-                if self.op == "all_bits" and fits != value:
-                    return np.zeros(len(column), dtype=bool)
-                value = fits if info.min == 0 else fits - (1 << info.bits) * (fits > info.max)
-            else:
-                holds = (self.op == "ne") or ((self.op in ("lt", "le")) == (value > info.max) and self.op != "eq")
+            if self.op not in ("any_bits", "no_bits", "all_bits"):
+                above = value > info.max
+                holds = (
+                    self.op == "ne" or (self.op in ("lt", "le") and above) or (self.op in ("gt", "ge") and not above)
+                )
                 return np.full(len(column), holds, dtype=bool)
+            if info.min < 0:  # a negative value has all high bits set; the exact check sorts that out
+                return np.ones(len(column), dtype=bool)
+            if self.op == "all_bits":
+                return np.zeros(len(column), dtype=bool)
+            value &= int(info.max)
         match self.op:
             case "eq":
                 result = column == value
@@ -156,6 +159,8 @@ class Mask:
         found = np.zeros(len(column), dtype=bool)
         for wanted, words in self._networks:
             here = family == wanted
+            if wanted == 2:  # an IPv4 address mapped into IPv6 is that IPv4 address
+                here |= (family == 10) & (column[:, 0] == 0) & (column[:, 1] == 0) & (column[:, 2] == 0xFFFF0000)
             for word, value, mask in words:
                 here &= (column[:, word] & np.uint32(mask)) == np.uint32(value)
             found |= here

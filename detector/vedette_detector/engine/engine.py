@@ -1,0 +1,177 @@
+"""From a batch of records to detections."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vedette_detector.engine.context import EngineContext, EngineSettings
+from vedette_detector.engine.detection import Detection
+from vedette_detector.engine.event import Event
+from vedette_detector.engine.history import NodeHistory
+from vedette_detector.engine.prefilter import Prefilter
+from vedette_detector.engine.segments import Segment
+from vedette_detector.engine.selector import Selector
+from vedette_detector.engine.text import safe_text
+from vedette_detector.threat_lists import ThreatLists
+from vedette_events.columns import split_batch
+from vedette_events.framing import BatchHeader
+
+log = logging.getLogger(__name__)
+
+
+class Unit(Protocol):
+    """What the engine runs: a rule, or a detector in Python. Selectors say when, `confirm` decides."""
+
+    id: str
+    title: str
+    selectors: Sequence[Selector]
+
+    def confirm(self, event: Event, history: NodeHistory, context: EngineContext) -> Iterable[Detection]:
+        """Decide about one event that passed a selector."""
+        ...
+
+
+class RuleSource(Protocol):
+    """Anything that holds rules: `vedette_detector.sigma.loader.Ruleset`."""
+
+    @property
+    def rules(self) -> Sequence[Unit]:
+        """The rules."""
+        ...
+
+
+@dataclass(frozen=True)
+class UnitError:
+    """A rule or detector that failed on an event; the others went on."""
+
+    unit: str
+    event_type: str
+    message: str
+    count: int = 1
+
+
+@dataclass
+class Outcome:
+    """What came of one batch.
+
+    Attributes:
+        detections: confirmed hits, in order of rows within each type.
+        event_count: records in the batch.
+        by_type: records by event type.
+        errors: units that failed.
+        candidates: (event, unit) pairs that passed the prefilter.
+        seconds: time taken by split, history, prefilter and confirm.
+    """
+
+    detections: list[Detection] = field(default_factory=list)
+    event_count: int = 0
+    by_type: dict[str, int] = field(default_factory=dict)
+    errors: list[UnitError] = field(default_factory=list)
+    candidates: int = 0
+    seconds: float = 0.0
+
+
+class Engine:
+    """Rules, detectors and the histories of the nodes that this engine is responsible for. Not thread-safe."""
+
+    def __init__(
+        self,
+        ruleset: RuleSource | None = None,
+        threat_lists: ThreatLists | None = None,
+        settings: EngineSettings | None = None,
+        detectors: Sequence[Unit] = (),
+    ) -> None:
+        self.settings = settings or EngineSettings()
+        self._threats = threat_lists or ThreatLists()
+        self._histories: OrderedDict[str, NodeHistory] = OrderedDict()
+        self._batches = 0
+        self.replace_rules(ruleset, detectors)
+
+    def replace_rules(self, ruleset: RuleSource | None, detectors: Sequence[Unit] = ()) -> None:
+        """Swap rules and detectors; histories stay."""
+        self._units: list[Unit] = [*(ruleset.rules if ruleset is not None else ()), *detectors]
+        self._prefilter = Prefilter([unit.selectors for unit in self._units])
+
+    def replace_threat_lists(self, threat_lists: ThreatLists) -> None:
+        """Swap the threat lists; histories stay."""
+        self._threats = threat_lists
+
+    def history(self, node: str, boot_id: bytes) -> NodeHistory:
+        """The history of a node; a new boot begins a new one."""
+        found = self._histories.get(node)
+        if found is None or found.boot_id != boot_id:
+            found = self._histories[node] = NodeHistory(node, boot_id, self.settings.history)
+        self._histories.move_to_end(node)
+        return found
+
+    def process(self, header: BatchHeader, records: bytes, replay: bool = False) -> Outcome:
+        """Take one batch.
+
+        Args:
+            header: the batch's header: node, boot and schema version.
+            records: the batch's records, decompressed.
+            replay: fill the history only, decide nothing (rebuilding after a restart).
+
+        Raises:
+            vedette_events.framing.BatchError: a record is malformed; history is unchanged.
+        """
+        began = time.perf_counter()
+        batch = split_batch(records, header.schema_version)
+        history = self.history(header.node, header.boot_id)
+        segments = history.append(batch, header.wall_offset_ns)
+        outcome = Outcome(by_type={name: len(segment.rows) for name, segment in segments.items()})
+        outcome.event_count = sum(outcome.by_type.values())
+        if not replay:
+            self._decide(segments, history, outcome)
+        self._batches += 1
+        if self._batches % 64 == 0:
+            self._keep_bounds()
+        outcome.seconds = time.perf_counter() - began
+        return outcome
+
+    def _decide(self, segments: dict[str, Segment], history: NodeHistory, outcome: Outcome) -> None:
+        context = EngineContext(self._threats, self.settings)
+        errors: dict[tuple[str, str, str], int] = {}
+        seen: set[int] = set()
+        for name, segment in segments.items():
+            row = -1
+            event: Event | None = None
+            for candidate, number in self._prefilter.select(name, segment, self._threats):
+                outcome.candidates += 1
+                if candidate != row or event is None:
+                    row, event = candidate, Event(name, segment, candidate, history)
+                unit = self._units[number]
+                context.enter(unit)
+                try:
+                    for detection in unit.confirm(event, history, context):
+                        # The context hands out the same object again for repeats within the batch.
+                        if id(detection) not in seen:
+                            seen.add(id(detection))
+                            outcome.detections.append(detection)
+                except Exception as e:  # one faulty unit must not stop the others, whatever it raises
+                    message = f"{type(e).__name__}: {safe_text(str(e).encode('utf-8', 'replace'))}"
+                    if (unit.id, name, message) not in errors:
+                        log.warning("rule %s failed on a %s event: %s", unit.id, name, message, exc_info=True)
+                    errors[(unit.id, name, message)] = errors.get((unit.id, name, message), 0) + 1
+        outcome.errors = [UnitError(*key, count=count) for key, count in errors.items()]
+
+    def _keep_bounds(self) -> None:
+        """Hold the sum of all histories below the bound: the largest give way first."""
+        sizes = {node: history.nbytes for node, history in self._histories.items()}
+        total = sum(sizes.values())
+        if total <= self.settings.all_nodes_bytes:
+            return
+        share = self.settings.all_nodes_bytes // max(len(sizes), 1)
+        for node in sorted(sizes, key=lambda n: -sizes[n]):
+            if total <= self.settings.all_nodes_bytes:
+                break
+            total -= self._histories[node].shrink(share)
+
+    def forget(self, node: str) -> None:
+        """Drop a node's history (the node is gone)."""
+        self._histories.pop(node, None)
