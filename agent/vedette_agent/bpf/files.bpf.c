@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* open, unlink, rename, link, symlink, chmod. */
+#include "record.h"
+
+#define O_ACCMODE 3
+#define O_CREAT 0100
+
+struct open_how_user {
+	u64 flags, mode, resolve;
+};
+
+static __always_inline bool hinted(u8 first, u32 length)
+{
+	u32 bit = length > 63 ? 63 : length;
+	return settings.name_hint[first] >> bit & 1;
+}
+
+/* Whether a rule asks for files of this name. Two byte compares decide nearly always; the hash lookup confirms. */
+static __always_inline bool wanted_dentry(struct dentry *dentry)
+{
+	struct dentry_head head = {};
+	struct name_key key = {};
+	u8 first = 0;
+	if (bpf_probe_read_kernel(&head, sizeof(head), (void *)((u64)dentry + bpf_core_field_offset(struct dentry, d_parent))))
+		return false;
+	u64 length = head.hash_len >> 32;
+	bpf_probe_read_kernel(&first, 1, (void *)head.name);
+	if (!hinted(first, length))
+		return false;
+	CLAMP(length, NAME_KEY - 1);
+	bpf_probe_read_kernel(&key, length, (void *)head.name);
+	return bpf_map_lookup_elem(&open_names, &key) != 0;
+}
+
+/* The same for the last component of the path that was appended last (`length` bytes). */
+__noinline int wanted_tail(u64 length)
+{
+	struct scratch *s = get_scratch();
+	struct name_key key = {};
+	if (!s || !length)
+		return 0;
+	u64 end = s->length, begin = end - length;
+	s->at = end;
+	for (int i = 0; i < 256; i++) {
+		u64 before = s->at;
+		if (before <= begin)
+			break;
+		before -= 1;
+		CLAMP(before, RECORD_LIMIT);
+		if (s->record[before] == '/')
+			break;
+		s->at = before;
+	}
+	u64 from = s->at, size = end - from;
+	CLAMP(from, RECORD_LIMIT);
+	if (!size || !hinted(s->record[from], size))
+		return 0;
+	CLAMP(size, NAME_KEY - 1);
+	bpf_probe_read_kernel(&key, size, s->record + from);
+	return bpf_map_lookup_elem(&open_names, &key) != 0;
+}
+
+static __always_inline int failed_open(struct scratch *s, struct task_struct *task, struct call *call, s32 dfd, u64 path, u64 flags,
+				       u64 resolve, s32 result)
+{
+	struct vd_open *r = BEGIN(vd_open, VD_EVENT_OPEN, s, task, result);
+	r->oflags = flags;
+	r->resolve = resolve;
+	r->fd = -1;
+	r->path_len = append_user_string(s, path, PATH_LIMIT);
+	bool write = (flags & O_ACCMODE) || (flags & O_CREAT);
+	if (!write && !wanted_tail(r->path_len) && !(settings.options & OPTION_ALL_OPENS))
+		return 0;
+	if (seen_tails(s, task, VD_EVENT_OPEN, sizeof(*r), result, flags | (u64)(u32)dfd << 32))
+		return 0;
+	r->dir_len = append_directory(s, task, dfd, r->path_len);
+	finish(s);
+	return 0;
+}
+
+/* open, openat, openat2, creat, open_by_handle_at: the result is a descriptor, and through it the kernel's own file. */
+SYSCALL_EXIT(open)
+{
+	struct task_struct *task = current_task();
+	struct call call;
+	if (!wanted_type(VD_EVENT_OPEN) || is_own(task))
+		return 0;
+	load_call(&call, task, regs);
+	if (ret >= 0) {
+		struct file *file = file_of(task, ret);
+		if (!file)
+			return 0;
+		u32 flags = BPF_CORE_READ(file, f_flags);
+		struct inode *inode = BPF_CORE_READ(file, f_inode);
+		u32 mode = BPF_CORE_READ(inode, i_mode) & S_IFMT;
+		bool report = mode == S_IFIFO || ((flags & O_ACCMODE) && mode != S_IFCHR) || (settings.options & OPTION_ALL_OPENS);
+		if (!report && !wanted_dentry(BPF_CORE_READ(file, f_path.dentry)))
+			return 0;
+		struct file_facts facts = {};
+		file_facts(&facts, file);
+		/* O_CREAT and the like are gone from f_flags; what distinguishes two opens here is the access mode and O_PATH. */
+		struct seen_key key = {.a = facts.ino, .b = facts.dev, .c = flags & (O_ACCMODE | 010000000)};
+		seen_process(&key, task, VD_EVENT_OPEN);
+		if (seen_before(&key))
+			return 0;
+		struct scratch *s = get_scratch();
+		if (!s)
+			return 0;
+		u64 resolve = 0;
+		u32 asked = call.number == 257 ? call.a[2] : call.number == 2 ? call.a[1] : call.number == 85 ? 01101 : call.a[2];
+		if (call.number == 437) {
+			struct open_how_user how = {};
+			bpf_probe_read_user(&how, sizeof(how), (void *)call.a[2]);
+			asked = how.flags;
+			resolve = how.resolve;
+		}
+		struct vd_open *r = BEGIN(vd_open, VD_EVENT_OPEN, s, task, ret);
+		r->ino = facts.ino;
+		r->dev = facts.dev;
+		r->file_bits = facts.bits;
+		r->mode = facts.mode;
+		r->oflags = asked;
+		r->resolve = resolve;
+		r->fd = ret;
+		r->path_len = append_file_path(s, file);
+		finish(s);
+		return 0;
+	}
+	struct scratch *s = get_scratch();
+	if (!s)
+		return 0;
+	switch (call.number) {
+	case 2:
+		return failed_open(s, task, &call, AT_FDCWD, call.a[0], call.a[1], 0, ret);
+	case 85:
+		return failed_open(s, task, &call, AT_FDCWD, call.a[0], 01101 /* O_CREAT|O_WRONLY|O_TRUNC */, 0, ret);
+	case 257:
+		return failed_open(s, task, &call, call.a[0], call.a[1], (u32)call.a[2], 0, ret);
+	case 437: {
+		struct open_how_user how = {};
+		bpf_probe_read_user(&how, sizeof(how), (void *)call.a[2]);
+		return failed_open(s, task, &call, call.a[0], call.a[1], how.flags, how.resolve, ret);
+	}
+	case 304: /* open_by_handle_at has no path; that it was tried is what matters (a way out of containers) */
+		return failed_open(s, task, &call, call.a[0], 0, (u32)call.a[2] | O_CREAT, 0, ret);
+	}
+	return 0;
+}

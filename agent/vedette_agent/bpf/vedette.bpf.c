@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* One object of all programs. What each needs is decided at load: see hooks.py. */
+#include "dispatch.bpf.c"
+#include "exec.bpf.c"
+#include "files.bpf.c"
+#include "network.bpf.c"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
