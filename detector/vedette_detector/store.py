@@ -494,24 +494,9 @@ class Store:
 
         self._write(work)
 
-    def add_notes(self, notes: Sequence[Note], rejected: Mapping[SessionKey, int] | None = None) -> None:
-        """Enter notes that belong to no applied batch, and count refused batches."""
-
-        def work(connection: Connection) -> None:
-            if notes:
-                connection.execute(notes_table.insert(), [_note_row(n) for n in notes])
-            for (node, boot, session), count in (rejected or {}).items():
-                connection.execute(
-                    ledger_table.update()
-                    .where(
-                        ledger_table.c.node == node,
-                        ledger_table.c.boot_id == boot.hex(),
-                        ledger_table.c.session == session,
-                    )
-                    .values(rejected=ledger_table.c.rejected + count)
-                )
-
-        self._write(work)
+    def add_notes(self, notes: Sequence[Note]) -> None:
+        """Enter notes that belong to no applied batch."""
+        self._write(lambda connection: connection.execute(notes_table.insert(), [_note_row(n) for n in notes]))
 
     def archive(self, ids: Sequence[str], archived: bool, now_ns: int) -> int:
         """Archive findings or take them back; returns how many changed."""

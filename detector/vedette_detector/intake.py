@@ -1,0 +1,383 @@
+"""Group commit: batches that wait are processed together, and acknowledged when their effects are durable.
+
+For each group, the journal is written and synced while the engine works; then findings, ledger and outbox are
+committed in one transaction; then the senders are answered. Batches of one session are applied in order. What the
+engine found is kept while the database refuses a commit, so that a batch that is sent again is not put through the
+engine twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
+
+from vedette_detector import ledger
+from vedette_detector.engine.detection import Detection
+from vedette_detector.engine.engine import Outcome
+from vedette_detector.errors import DetectorError, OverloadedError
+from vedette_detector.findings.model import FindingUpdate, collect
+from vedette_detector.journal import Journal, SessionKey
+from vedette_detector.ledger import Account, Note, NoteKind
+from vedette_detector.store import Applied, Effects, Store
+from vedette_events.framing import BatchError, BatchHeader
+from vedette_events.schema import SCHEMA_VERSION
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+GROUP_BYTES = 32 << 20
+"""A group takes no further batches beyond this size (compressed)."""
+_COMPUTED_KEPT = 4096
+_MAX_SIGNED = 2**63 - 1
+
+BatchKey = tuple[str, bytes, int, int]
+"""Node, boot id, session, sequence."""
+
+
+class Pool(Protocol):
+    """What the intake needs of the engine's worker pool."""
+
+    async def submit(self, batch: bytes) -> Outcome:
+        """Put a framed batch through the engine.
+
+        Raises:
+            BatchError: the batch is malformed.
+        """
+        ...
+
+
+class RejectedBatchError(DetectorError):
+    """A batch that can never be accepted."""
+
+    reason = "BatchRejected"
+
+    def __init__(self, reason: str, message: str, header: BatchHeader | None) -> None:
+        super().__init__(message, reason=reason)
+        self.header = header
+
+
+class TooNewError(OverloadedError):
+    """A batch of a schema version that only a newer detector reads: the agent keeps it."""
+
+    reason = "UnsupportedVersion"
+
+
+def check_header(header: BatchHeader) -> None:
+    """Verify what the framing does not.
+
+    Raises:
+        RejectedBatchError: a number is larger than any real one.
+        TooNewError: the batch was written by a newer agent.
+    """
+    for name in ("session", "sequence", "created_ns", "first_time", "last_time"):
+        if getattr(header, name) > _MAX_SIGNED:
+            raise RejectedBatchError("OutOfRange", f"{name} {getattr(header, name)} is not below 2^63", header)
+    if header.schema_version > SCHEMA_VERSION:
+        raise TooNewError(
+            f"schema version {header.schema_version} is newer than this detector's {SCHEMA_VERSION}: upgrade it"
+        )
+
+
+def batch_key(header: BatchHeader) -> BatchKey:
+    """What names a batch for ever."""
+    return (header.node, header.boot_id, header.session, header.sequence)
+
+
+def session_key(header: BatchHeader) -> SessionKey:
+    """What names a session for ever."""
+    return (header.node, header.boot_id, header.session)
+
+
+@dataclass
+class _Waiting:
+    header: BatchHeader
+    data: bytes
+    done: asyncio.Future[None]
+    outcome: Outcome | None = None
+    journaled: bool = False
+
+
+@dataclass
+class Statistics:
+    """Counted since the start of the process."""
+
+    batches: int = 0
+    resent: int = 0
+    rejected: int = 0
+    refused: int = 0
+    events: int = 0
+    events_by_type: dict[str, int] = field(default_factory=dict)
+    detections: int = 0
+    findings_created: int = 0
+    findings_updated: int = 0
+    unit_errors: int = 0
+    groups: int = 0
+    group_seconds: float = 0.0
+    engine_seconds: float = 0.0
+
+
+class Intake:
+    """Takes batches and makes them durable; one per detector."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        journal: Journal,
+        store: Store,
+        to_finding: Callable[[Detection, BatchHeader], FindingUpdate],
+        max_waiting_bytes: int,
+        occurrences: int,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.pool = pool
+        self._journal = journal
+        self._store = store
+        self._to_finding = to_finding
+        self._max_waiting_bytes = max_waiting_bytes
+        self._occurrences = occurrences
+        self._clock_ns = clock_ns
+        self.statistics = Statistics()
+        self.waiting_bytes = 0
+        self.last_error: DetectorError | None = None
+        self.last_unit_errors: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self.accounts: dict[SessionKey, Account] = {(a.node, a.boot_id, a.session): a for a in store.accounts()}
+        self.newest: dict[str, Account] = {}
+        for account in sorted(self.accounts.values(), key=lambda a: a.last_at_ns):
+            self.newest[account.node] = account
+        self._pending: dict[BatchKey, _Waiting] = {}
+        self._computed: OrderedDict[BatchKey, _Waiting] = OrderedDict()
+        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._journal_thread = ThreadPoolExecutor(1, "journal")
+        self._store_thread = ThreadPoolExecutor(1, "store")
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    @property
+    def applied(self) -> dict[SessionKey, int]:
+        """Last applied sequence of each session."""
+        return {key: account.last_sequence for key, account in self.accounts.items()}
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._task = asyncio.create_task(self._run(), name="intake")
+
+    async def close(self) -> None:
+        """Refuse new batches, finish those that wait, stop."""
+        self._closing = True
+        if self._task is not None:
+            while self._pending:
+                await asyncio.wait({w.done for w in self._pending.values()})
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._journal_thread.shutdown()
+        self._store_thread.shutdown()
+
+    async def in_journal_thread(self, work: Callable[[], T]) -> T:
+        """Run ``work`` where nothing else touches the journal."""
+        return await asyncio.get_running_loop().run_in_executor(self._journal_thread, work)
+
+    async def in_store_thread(self, work: Callable[[], T]) -> T:
+        """Run ``work`` between transactions of the intake."""
+        return await asyncio.get_running_loop().run_in_executor(self._store_thread, work)
+
+    def admit(self, size: int) -> None:
+        """Verify that a request of ``size`` bytes may still wait.
+
+        Raises:
+            OverloadedError: too much waits, or the detector is stopping.
+        """
+        if self._closing:
+            raise OverloadedError("the detector is stopping", reason="Stopping")
+        if self.waiting_bytes and self.waiting_bytes + size > self._max_waiting_bytes:
+            self.statistics.refused += 1
+            raise OverloadedError(f"{self.waiting_bytes} bytes of batches wait already")
+
+    async def submit(self, batches: Sequence[tuple[BatchHeader, bytes]]) -> list[DetectorError | None]:
+        """Apply batches; returns when each is durable or refused, with the error of each."""
+        waiting: list[asyncio.Future[None] | None] = []
+        errors: list[DetectorError | None] = []
+        for header, data in batches:
+            try:
+                check_header(header)
+            except DetectorError as error:
+                waiting.append(None)
+                errors.append(error)
+                if isinstance(error, RejectedBatchError):
+                    self.statistics.rejected += 1
+                continue
+            errors.append(None)
+            waiting.append(self._enqueue(header, data))
+        for index, future in enumerate(waiting):
+            if future is None:
+                continue
+            try:
+                await asyncio.shield(future)
+            except DetectorError as error:
+                errors[index] = error
+        return errors
+
+    def _enqueue(self, header: BatchHeader, data: bytes) -> asyncio.Future[None] | None:
+        """A future for the batch, or None when it is applied already."""
+        account = self.accounts.get(session_key(header))
+        if account is not None and header.sequence <= account.last_sequence:
+            self.statistics.resent += 1
+            return None
+        key = batch_key(header)
+        pending = self._pending.get(key)
+        if pending is not None:
+            return pending.done
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Whoever waited may be gone (connection closed): then nobody looks at the error.
+        done.add_done_callback(lambda f: f.cancelled() or f.exception())
+        waiting = _Waiting(header, data, done)
+        computed = self._computed.pop(key, None)
+        if computed is not None:
+            waiting.outcome, waiting.journaled = computed.outcome, computed.journaled
+        self._pending[key] = waiting
+        self.waiting_bytes += len(data)
+        self._queue.put_nowait(waiting)
+        return done
+
+    async def _run(self) -> None:
+        while True:
+            group = [await self._queue.get()]
+            size = len(group[0].data)
+            while size < GROUP_BYTES and not self._queue.empty():
+                group.append(self._queue.get_nowait())
+                size += len(group[-1].data)
+            began = time.perf_counter()
+            try:
+                await self._process(group)
+            except Exception as error:  # the loop must outlive any fault of one group
+                log.exception("a group of %d batches failed", len(group))
+                failure = error if isinstance(error, DetectorError) else DetectorError(f"internal error: {error}")
+                self._fail(group, failure)
+            finally:
+                for waiting in group:
+                    self._pending.pop(batch_key(waiting.header), None)
+                    self.waiting_bytes -= len(waiting.data)
+                    if not waiting.done.done():
+                        waiting.done.set_exception(DetectorError("the detector was stopped", reason="Stopping"))
+            self.statistics.groups += 1
+            self.statistics.group_seconds += time.perf_counter() - began
+
+    def _fail(self, group: Sequence[_Waiting], error: DetectorError) -> None:
+        self.last_error = error
+        for waiting in group:
+            if waiting.done.done():
+                continue
+            if waiting.outcome is not None:
+                self._computed[batch_key(waiting.header)] = waiting
+            waiting.done.set_exception(error)
+        while len(self._computed) > _COMPUTED_KEPT:
+            self._computed.popitem(last=False)
+
+    async def _process(self, group: list[_Waiting]) -> None:
+        to_journal = [w for w in group if not w.journaled]
+        journaling = asyncio.ensure_future(
+            self.in_journal_thread(lambda: self._journal.append([(w.header, w.data) for w in to_journal]))
+        )
+        results = await asyncio.gather(
+            *(self.pool.submit(w.data) for w in group if w.outcome is None), return_exceptions=True
+        )
+        failed: dict[int, BaseException] = {}
+        for waiting, result in zip([w for w in group if w.outcome is None], results, strict=True):
+            if isinstance(result, BaseException):
+                failed[id(waiting)] = result
+            else:
+                waiting.outcome = result
+        await journaling
+        for waiting in to_journal:
+            waiting.journaled = True
+        ready = await self._sort_out(group, failed)
+        if not ready:
+            return
+        now = self._clock_ns()
+        effects, accounts = self._effects(ready, now)
+        applied: Applied = await self.in_store_thread(lambda: self._store.apply(effects, now))
+        self._count(ready, applied)
+        self.accounts.update(accounts)
+        for account in effects.accounts:
+            self.newest[account.node] = account
+        self.last_error = None
+        for waiting in ready:
+            waiting.done.set_result(None)
+
+    async def _sort_out(self, group: Sequence[_Waiting], failed: dict[int, BaseException]) -> list[_Waiting]:
+        """Answer what cannot be applied; what remains is in order, without holes that could still be filled."""
+        ready: list[_Waiting] = []
+        stopped: dict[SessionKey, DetectorError] = {}
+        notes: list[Note] = []
+        for waiting in group:
+            key, error = session_key(waiting.header), failed.get(id(waiting))
+            if isinstance(error, BatchError):
+                rejected = RejectedBatchError(error.reason, error.message, waiting.header)
+                waiting.done.set_exception(rejected)
+                self.statistics.rejected += 1
+                account = self.accounts.get(key)
+                if account is not None:
+                    self.accounts[key] = replace(account, rejected=account.rejected + 1)
+                message = f"batch {waiting.header.sequence} was refused for good: {error.reason}: {error.message}"
+                notes.append(
+                    Note(NoteKind.BATCH_REJECTED, *key, self._clock_ns(), message, None, None, waiting.header.count, 1)
+                )
+            elif key in stopped:
+                self._fail([waiting], stopped[key])
+            elif error is not None:
+                log.error("the engine failed on a batch: %s: %s", type(error).__name__, error)
+                stopped[key] = DetectorError(f"the engine failed: {error}", reason="EngineFailed")
+                self._fail([waiting], stopped[key])
+            else:
+                ready.append(waiting)
+        if notes:
+            await self.in_store_thread(lambda: self._store.add_notes(notes))
+        return ready
+
+    def _effects(self, ready: Sequence[_Waiting], now: int) -> tuple[Effects, dict[SessionKey, Account]]:
+        accounts: dict[SessionKey, Account] = {}
+        newest = dict(self.newest)
+        notes: list[Note] = []
+        findings: list[FindingUpdate] = []
+        for waiting in ready:
+            header = waiting.header
+            key = session_key(header)
+            account = accounts.get(key) or self.accounts.get(key)
+            if account is not None and header.sequence <= account.last_sequence:
+                continue  # overtaken by a later batch of its session in the same group: its number is taken
+            account, more = ledger.enter(account, header, now, newest.get(header.node))
+            accounts[key] = newest[header.node] = account
+            notes += more
+            assert waiting.outcome is not None
+            for detection in waiting.outcome.detections:
+                try:
+                    findings.append(self._to_finding(detection, header))
+                except Exception:  # one detection that cannot be told must not stop the others
+                    log.exception("a detection of %s could not be made a finding", detection.finding_type)
+                    self.statistics.unit_errors += 1
+        return Effects(list(accounts.values()), notes, collect(findings, self._occurrences)), accounts
+
+    def _count(self, ready: Sequence[_Waiting], applied: Applied) -> None:
+        statistics = self.statistics
+        statistics.findings_created += applied.created
+        statistics.findings_updated += applied.updated
+        for waiting in ready:
+            outcome = waiting.outcome
+            assert outcome is not None
+            statistics.batches += 1
+            statistics.events += outcome.event_count
+            statistics.detections += sum(1 + d.repeats for d in outcome.detections)
+            statistics.engine_seconds += outcome.seconds
+            for name, count in outcome.by_type.items():
+                statistics.events_by_type[name] = statistics.events_by_type.get(name, 0) + count
+            for error in outcome.errors:
+                statistics.unit_errors += error.count
+                self.last_unit_errors[(error.unit, error.event_type)] = error.message
+                while len(self.last_unit_errors) > 100:
+                    self.last_unit_errors.popitem(last=False)
