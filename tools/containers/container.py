@@ -209,8 +209,10 @@ class Container:
         run = self._runc("run", "--detach", "--bundle", str(directory), "--pid-file", str(directory / "pid"), self.id)
         with (directory / "log").open("w+b") as log:
             done = subprocess.run(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", options]
-                + [str(directory / "root"), *run],
+                [
+                    *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", options),
+                    *(str(directory / "root"), *run),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -24,6 +24,9 @@ ADDRESSES: tuple[str, ...] = (
     f"{RESOLVER_V4}/32",
     f"{ATTACKER_V4}/32",
     f"{ATTACKER_V6}/128",
+    "203.0.113.77/32",
+    "203.0.113.78/32",
+    "2001:db8:bad::1/128",
 )
 
 _CLONE_NEWNET = 0x40000000
