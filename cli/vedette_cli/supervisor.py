@@ -425,7 +425,7 @@ def detector_command(
     return command
 
 
-def agent_command(location: Location, *, node: str, extra: Sequence[str] = ()) -> list[str]:
+def agent_command(location: Location, *, node: str, log_level: str = "warning") -> list[str]:
     """Return the argument vector of the agent."""
     return [
         sys.executable,
@@ -441,5 +441,6 @@ def agent_command(location: Location, *, node: str, extra: Sequence[str] = ()) -
         str(location.run_dir / "bpf"),
         "--uid",
         str(AGENT_UID),
-        *extra,
+        "--log-level",
+        log_level,
     ]

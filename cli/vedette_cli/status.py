@@ -1,0 +1,196 @@
+"""``vedette status``: is everything watched, and was anything lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from vedette_cli import detector_client
+from vedette_cli.location import Location, location_options
+from vedette_cli.output import Column, Format, output_option, print_data, print_line, print_table
+from vedette_cli.text import safe
+from vedette_cli.when import show_age, show_bytes, show_count, show_time
+
+SILENT_AFTER_S = 30.0
+"""Time without a heartbeat after which an agent counts as silent; it sends one every 10 s."""
+
+
+@click.command()
+@location_options
+@click.option("--check", is_flag=True, help="Exit with 1 when a node is not fully watched or something was lost.")
+@output_option()
+def status(location: Location, check: bool, form: Format) -> None:
+    """Show the running detector, its rules, and for each node: agent, hooks, ledger, spool, rates.
+
+    The ledger accounts for every event: emitted by the kernel = received + on the way + lost.
+
+    \b
+    vedette status
+    vedette status --check && echo all is watched     for monitoring
+    vedette status -o json | jq '.nodes[].hooks[] | select(.state != "loaded")'
+    """
+    data = detector_client.get(location.socket, "/v1/status")
+    found = list(problems(data, time.time()))
+    if form != "table":
+        print_data({**data, "problems": found}, form)
+    else:
+        print_status(data, time.time())
+        print_line()
+        if found:
+            print_line((f"{len(found)} problem{'s' if len(found) > 1 else ''}", "bold red"))
+            for problem in found:
+                print_line("  - ", problem)
+        else:
+            print_line(("all is watched, nothing was lost", "green"))
+    if check and found:
+        raise click.exceptions.Exit(1)
+
+
+def seconds(value: Any) -> float | None:
+    """Return a time of the status document as seconds since the epoch: ISO text, seconds or nanoseconds."""
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, int | float) and value > 0:
+        return value / 1e9 if value > 1e14 else float(value)
+    return None
+
+
+def problems(data: dict[str, Any], now: float) -> Iterator[str]:
+    """Yield what a person should know: silent agents, missing hooks, losses, broken rules."""
+    detector = data.get("detector", {})
+    for error in rule_errors(detector):
+        yield f"rule not loaded: {error}"
+    for entry in detector.get("threat_lists") or []:
+        if isinstance(entry, dict):
+            for error in entry.get("errors") or []:
+                yield f"threat list: {error_text(error)}"
+    nodes = data.get("nodes") or []
+    if not nodes:
+        yield "no agent has reported yet: nothing is watched"
+    for node in nodes:
+        name = node.get("node", "?")
+        heartbeat = seconds(node.get("heartbeat_at") or node.get("last_heartbeat_at"))
+        if heartbeat is not None and now - heartbeat > SILENT_AFTER_S:
+            yield f"{name}: the agent has been silent for {show_age(now - heartbeat)}"
+        for hook in node.get("hooks") or []:
+            if hook.get("state") != "loaded":
+                why = f"{hook.get('hook')} {hook.get('state')}: {hook.get('reason')}"
+                yield f"{name}: {hook.get('event')} is not watched ({why})"
+        for entry in node.get("ledger") or []:
+            session = f"{name}, session {entry.get('session')}"
+            if entry.get("dropped"):
+                yield f"{session}: {show_count(entry['dropped'])} events dropped, the kernel's ring was full"
+            if entry.get("spool_lost_events") or entry.get("spool_lost_batches"):
+                lost = show_count(entry.get("spool_lost_events", 0))
+                yield f"{session}: {lost} events given up by the agent (spool full or batch refused)"
+            if entry.get("balance") == "unbalanced":
+                unexplained = show_count(entry.get("outstanding", 0))
+                yield f"{session}: the account does not balance, {unexplained} events unexplained"
+
+
+def rule_errors(detector: dict[str, Any]) -> list[str]:
+    """Return the errors of the rules as lines."""
+    rules = detector.get("rules")
+    return [error_text(e) for e in (rules.get("errors") or [])] if isinstance(rules, dict) else []
+
+
+def error_text(error: Any) -> str:
+    """Return an error of a rule or list, ``file:line: message``."""
+    if not isinstance(error, dict):
+        return str(error)
+    place = ":".join(str(error[k]) for k in ("file", "line") if error.get(k) not in (None, ""))
+    return f"{place}: {error.get('message') or error.get('reason') or ''}"
+
+
+def print_status(data: dict[str, Any], now: float) -> None:
+    """Print the status for people."""
+    detector = data.get("detector", {})
+    started = seconds(detector.get("started_at"))
+    age = f", up {show_age(now - started)}" if started else ""
+    print_line(("Detector", "bold"), f"  {detector.get('version', '?')}{age}, {detector.get('workers', '?')} workers")
+    rules = detector.get("rules")
+    if isinstance(rules, dict):
+        loaded, wrong = rules.get("loaded", 0), len(rules.get("errors") or [])
+        print_line(f"  rules         {show_count(loaded)} loaded" + (f", {wrong} errors" if wrong else ""))
+    lists = detector.get("threat_lists") or []
+    names = [str(entry.get("name", "?")) if isinstance(entry, dict) else str(entry) for entry in lists]
+    print_line(f"  threat lists  {', '.join(names) if names else 'none'}")
+    counts = data.get("findings")
+    if isinstance(counts, dict) and counts:
+        print_line(
+            "  findings      " + ", ".join(f"{show_count(v)} {k}" for k, v in counts.items() if isinstance(v, int))
+        )
+    for node in data.get("nodes") or []:
+        print_node(node, now)
+
+
+def print_node(node: dict[str, Any], now: float) -> None:
+    """Print one node."""
+    host = node.get("host") or {}
+    print_line()
+    kernel = " ".join(str(host[k]) for k in ("kernel", "arch") if host.get(k))
+    print_line((f"Node {safe(node.get('node', '?'))}", "bold"), f"  {kernel}")
+    parts = [f"version {node.get('agent_version', '?')}"]
+    if node.get("rss_bytes"):
+        parts.append(show_bytes(float(node["rss_bytes"])))
+    if node.get("cpu_seconds") is not None:
+        parts.append(f"{float(node['cpu_seconds']):.1f} s of CPU")
+    heartbeat = seconds(node.get("heartbeat_at") or node.get("last_heartbeat_at"))
+    if heartbeat is not None:
+        parts.append(f"heard of {show_age(now - heartbeat)} ago")
+    print_line(f"  agent   {', '.join(parts)}")
+    rates = node.get("rates")
+    if isinstance(rates, dict) and rates:
+        print_line(
+            "  rates   "
+            + ", ".join(f"{k.replace('_', ' ')} {show_count(v)}" for k, v in rates.items() if v is not None)
+        )
+    spool = node.get("spool")
+    if isinstance(spool, dict):
+        limit = f" of {show_bytes(float(spool['limit_bytes']))}" if spool.get("limit_bytes") else ""
+        used, waiting = show_bytes(float(spool.get("bytes", 0))), show_count(spool.get("batches", 0))
+        print_line(f"  spool   {used}{limit}, {waiting} batches waiting")
+    hooks = node.get("hooks") or []
+    loaded = [h for h in hooks if h.get("state") == "loaded"]
+    print_line(f"  hooks   {len(loaded)} of {len(hooks)} loaded")
+    if len(loaded) < len(hooks):
+        print_table(
+            (Column("  EVENT NOT WATCHED"), Column("HOOK"), Column("STATE", style="yellow"), Column("REASON")),
+            [
+                (f"  {h.get('event')}", h.get("hook"), h.get("state"), h.get("reason"))
+                for h in hooks
+                if h.get("state") != "loaded"
+            ],
+        )
+    ledger = node.get("ledger") or []
+    if ledger:
+        print_table(
+            (
+                Column("  LEDGER SINCE (UTC)"),
+                Column("EMITTED", right=True, keep=True),
+                Column("RECEIVED", right=True, keep=True),
+                Column("ON THE WAY", right=True, keep=True),
+                Column("LOST", right=True, keep=True),
+                Column("DROPPED", right=True, keep=True),
+                Column("DEDUPLICATED", right=True, keep=True),
+                Column(
+                    "BALANCE", style=lambda cell: "green" if cell in ("balanced", "outstanding") else "red", keep=True
+                ),
+            ),
+            [_ledger_row(entry) for entry in ledger],
+        )
+
+
+def _ledger_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    first = seconds(entry.get("first_event_ns") or entry.get("first_batch_at_ns"))
+    since = show_time(datetime.fromtimestamp(first, UTC)) if first else "-"
+    names = ("emitted", "received", "outstanding", "spool_lost_events", "dropped", "deduplicated")
+    return (f"  {since}", *(show_count(entry.get(n, 0)) for n in names), str(entry.get("balance", "?")))
