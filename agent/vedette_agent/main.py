@@ -10,6 +10,8 @@ SIGTERM      detach (unless told to keep), drain, mark the end, send for at most
 
 from __future__ import annotations
 
+import codecs
+import importlib
 import os
 import signal
 import sys
@@ -18,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from vedette_agent import __version__, filters, host, loader, prepare, privileges, settings
+from vedette_agent import __version__, bpf_build, filters, host, loader, prepare, privileges, settings
 from vedette_agent.drain import Batches, Drain, KernelCounters, resume
 from vedette_agent.errors import AgentError, SpoolBusyError
 from vedette_agent.hashing import Executable, Hasher
@@ -59,6 +61,7 @@ class Agent:
             AgentError: it cannot start.
         """
         options = self._options
+        _preload(options)
         self._prepare()
         snapshotter = Snapshotter(options.uid, options.uid)
         try:
@@ -96,6 +99,8 @@ class Agent:
             except prepare.PrepareError as error:
                 self._log("warning", "no bpffs: what is in the ring is lost when the agent is killed", why=error)
         prepare.raise_limits(options.nice)
+        if options.object == bpf_build.OBJECT:
+            bpf_build.ensure()
 
     def _drop(self) -> None:
         left = privileges.drop(self._options.uid, self._options.uid)
@@ -133,13 +138,9 @@ class Agent:
             self._programs.close()
             self._programs = loader.load(options.object, pin_dir, self._config())
             self._ring = Ring(self._programs.ring_fd, self._programs.ring_size)
-        self._batches = Batches(
-            self._spool,
-            node=options.node,
-            boot_id=self._boot_id,
-            session=self._programs.session,
-            counters=self._counters,
-        )
+        for generation in self._programs.stale:
+            self._finish_generation(generation)
+        self._batches = self._batches_of(self._programs)
         behind = resume(self._ring, self._batches)
         if behind:
             self._log("info", "the last batch was already in the spool", bytes=behind)
@@ -158,11 +159,33 @@ class Agent:
         if remembered is not None:
             self._apply(remembered)
 
-    def _config(self) -> Any:
-        return loader.Config(ring_bytes=self._options.ring_bytes)
+    def _finish_generation(self, generation: loader.Generation) -> None:
+        """Drain the ring of programs that these have replaced, and remove what is left of them."""
+        ring = Ring(generation.ring_fd, generation.ring_size)
+        batches = self._batches_of(generation)
+        if batches.sequence or not ring.consumer:
+            resume(ring, batches)
+            drain = Drain(ring, batches, ring_bytes=generation.ring_size)
+            drained = drain.finish(FINAL_DRAIN_S, BatchFlags.FINAL)
+            self._log("info", "drained the programs before", session=generation.session, events=drain.events)
+        else:
+            drained = False  # the spool that numbered its batches is gone, see _load
+        if not drained:
+            self._log("warning", "events of the programs before are lost", session=generation.session)
+        ring.close()
+        generation.remove()
 
-    def _counters(self) -> KernelCounters:
-        return KernelCounters(**self._programs.counters())
+    def _batches_of(self, generation: loader.Generation) -> Batches:
+        return Batches(
+            self._spool,
+            node=self._options.node,
+            boot_id=self._boot_id,
+            session=generation.session,
+            counters=lambda: KernelCounters(**generation.counters()),
+        )
+
+    def _config(self) -> loader.Config:
+        return loader.Config(ring_bytes=self._options.ring_bytes)
 
     def _start_threads(self) -> None:
         options = self._options
@@ -188,7 +211,7 @@ class Agent:
         if self._programs.reused and self._spool.note("snapshot") == self._programs.session:
             snapshotter.cancel()
             return
-        snapshotter.start(getattr(self._programs, "hierarchy", None))
+        snapshotter.start(loader.memory_hierarchy())
 
     # ---- loop ----------------------------------------------------------------------------------------------------
 
@@ -240,7 +263,7 @@ class Agent:
     def _apply(self, wanted: filters.Filters) -> None:
         try:
             self._programs.set_filters(wanted.as_dict())
-        except AgentError as error:
+        except (loader.LoaderError, OSError) as error:
             self._log.repeated("error", "filters cannot be put into force", why=error)
             return
         try:
@@ -299,8 +322,10 @@ class Agent:
         if self._options.keep_attached:
             drained = self._drain.finish(FINAL_DRAIN_S)
         else:
-            self._programs.detach(unpin=True)
+            # The maps stay pinned until they are empty: killed in between, the next agent drains the rest.
+            self._programs.detach(unpin=False)
             drained = self._drain.finish(FINAL_DRAIN_S, BatchFlags.FINAL)
+            self._programs.detach(unpin=True)
         self._sender.stop(FINAL_SEND_S)
         left = self._spool.stats().batches
         self._log(
@@ -313,6 +338,20 @@ class Agent:
         self._ring.close()
         self._programs.close()
         self._spool.close()
+
+
+def _preload(options: Settings) -> None:
+    """Import now what the standard library imports when it is first used.
+
+    Python itself may be installed where only root may read, and the agent is not root for long.
+    """
+    for codec in ("ascii", "latin-1", "unicode_escape"):
+        codecs.lookup(codec)
+    if options.hash_mib_per_s:
+        importlib.import_module("hashlib")
+    if options.endpoint.startswith("https:"):
+        codecs.lookup("idna")
+        importlib.import_module("ssl")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -328,6 +367,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AgentError as error:
         log("error", str(error), reason=error.reason)
         return error.exit_code
+    except (loader.LoaderError, bpf_build.BuildError) as error:
+        log("error", str(error), reason=error.reason)
+        return 5
     return 0
 
 

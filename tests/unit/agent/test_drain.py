@@ -9,6 +9,7 @@ import pytest
 from file_ring import BUSY, DISCARD, FileRing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from vedette_agent.drain import BACKLOG_BATCH_S, Batches, Drain, KernelCounters, resume
 from vedette_agent.spool import Spool
 from vedette_events._native import Ring
