@@ -5,7 +5,8 @@
  * Of each literal one rare fragment of four bytes (three or two for shorter ones) is entered, hashed, into a bit
  * table that fits the L1 cache. The heap is scanned once per fragment length in use; only where the table has the
  * hash of the bytes at hand are the literals with that fragment compared. When all literals are long enough, each
- * enters several neighbouring fragments and only every second or fourth position is looked at.
+ * enters several neighbouring fragments and only every second or fourth position is looked at. A few literals of
+ * three bytes join the table of four with every byte that may follow, which saves them a scan of their own.
  *
  * Folding for the hash is `byte | 0x20`: it makes letters lower-case and NUL a space, and confuses some punctuation,
  * which the comparison tells apart.
@@ -17,6 +18,7 @@
 #define TABLE_BITS 18 /* 32 KiB */
 #define BUCKETS 4096u
 #define NONE UINT32_MAX
+#define MAX_JOINING 128 /* literals of three bytes: 128 table bits each, 6 % of the table */
 
 struct fragment {
 	uint32_t hash;
@@ -33,6 +35,7 @@ struct filter {
 	uint32_t count;
 	uint32_t width;  /* 1 to 4 bytes */
 	uint32_t stride; /* 1, 2 or 4 positions */
+	const struct filter *joined; /* of width 3, found by this filter's scan; NULL for none */
 };
 
 struct vd_matcher {
@@ -100,6 +103,20 @@ static void enter(struct filter *filter, const uint8_t *literal, uint32_t index,
 	filter->table[hash >> 5] |= 1u << (hash & 31);
 }
 
+/* Enters the fragments of `filter`, of width 3, with whatever may follow them into the table of `wide`, of width 4. */
+static void join(struct filter *wide, const struct filter *filter, const struct vd_matcher *matcher)
+{
+	wide->joined = filter;
+	for (uint32_t f = 0; f < filter->count; f++) {
+		const struct fragment *fragment = &filter->fragments[f];
+		const uint8_t *literal = matcher->text + matcher->at[fragment->literal];
+		for (uint32_t next = 0; next < 256; next++) {
+			uint32_t hash = hash_of(load_up_to_4(literal + fragment->at, 3) | next << 24, 0xffffffff);
+			wide->table[hash >> 5] |= 1u << (hash & 31);
+		}
+	}
+}
+
 /* Enters `stride` neighbouring fragments, those that cost least together. */
 static void enter_rarest(struct filter *filter, const uint8_t *literal, uint32_t size, uint32_t index)
 {
@@ -155,16 +172,17 @@ struct vd_matcher *vd_matcher_new(const uint8_t *text, const uint32_t *at, uint3
 		if (size)
 			of_width[(size < 4 ? size : 4) - 1]++;
 	}
+	bool joining = of_width[2] && of_width[2] <= MAX_JOINING;
 	for (uint32_t w = 0; w < 4; w++) {
-		if (!of_width[w])
+		if (!of_width[w] && !(w == 3 && joining))
 			continue;
 		struct filter *filter = matcher->filters[w] = calloc(1, sizeof(*filter));
 		if (!filter)
 			goto fail;
 		filter->width = w + 1;
-		filter->stride = w < 3 || shortest < 5 ? 1 : shortest < 7 ? 2 : 4;
+		filter->stride = w < 3 || joining || shortest < 5 ? 1 : shortest < 7 ? 2 : 4;
 		memset(filter->buckets, 0xff, sizeof(filter->buckets));
-		filter->fragments = malloc(of_width[w] * filter->stride * sizeof(struct fragment));
+		filter->fragments = malloc((of_width[w] * filter->stride + 1) * sizeof(struct fragment));
 		if (!filter->fragments)
 			goto fail;
 	}
@@ -173,6 +191,8 @@ struct vd_matcher *vd_matcher_new(const uint8_t *text, const uint32_t *at, uint3
 		if (size)
 			enter_rarest(matcher->filters[(size < 4 ? size : 4) - 1], matcher->text + at[i], size, i);
 	}
+	if (joining)
+		join(matcher->filters[3], matcher->filters[2], matcher);
 	return matcher;
 fail:
 	vd_matcher_free(matcher);
@@ -247,11 +267,12 @@ static bool equal(const uint8_t *literal, const uint8_t *p, uint32_t size)
 	return true;
 }
 
-/* Compares the literals that have this hash among their fragments at heap position `at`. */
+/* Compares the literals that have the fragment `bytes`, found at heap position `at`. */
 static __attribute__((noinline)) void compare(struct search *search, const struct filter *filter, size_t at,
-					      uint32_t hash)
+					      uint32_t bytes)
 {
 	const struct vd_matcher *matcher = search->matcher;
+	uint32_t hash = hash_of(bytes, WIDTH_MASK[filter->width - 1]);
 	const struct vd_heap *heap = search->heap;
 	for (uint32_t f = filter->buckets[hash % BUCKETS]; f != NONE; f = filter->fragments[f].next) {
 		const struct fragment *fragment = &filter->fragments[f];
@@ -275,6 +296,14 @@ static __attribute__((noinline)) void compare(struct search *search, const struc
 	}
 }
 
+static __attribute__((noinline)) void compare_all(struct search *search, const struct filter *filter, size_t at,
+						   uint32_t bytes)
+{
+	compare(search, filter, at, bytes);
+	if (filter->joined)
+		compare(search, filter->joined, at, bytes);
+}
+
 static inline bool in_table(const uint32_t *table, uint32_t hash) { return table[hash >> 5] >> (hash & 31) & 1; }
 
 /* One pass over the heap; `mask` and `stride` are constants where this is inlined. */
@@ -293,46 +322,49 @@ static inline __attribute__((always_inline)) void scan(struct search *search, co
 		}
 		if (__builtin_expect(hit & 1, 0)) {
 			for (size_t i = 0; i < 8; i++) {
-				uint32_t hash = hash_of(vd_load32(data + at + i * stride), mask);
-				if (in_table(table, hash))
-					compare(search, filter, at + i * stride, hash);
+				uint32_t bytes = vd_load32(data + at + i * stride);
+				if (in_table(table, hash_of(bytes, mask)))
+					compare_all(search, filter, at + i * stride, bytes);
 			}
 		}
 		at += 8 * stride;
 	}
-	for (; at + filter->width <= size; at += stride) {
-		uint32_t hash = hash_of(load_up_to_4(data + at, size - at), mask);
-		if (in_table(table, hash))
-			compare(search, filter, at, hash);
+	/* The last bytes, with zeros behind them: compare() knows where the heap ends. */
+	for (; at < size; at += stride) {
+		uint32_t bytes = load_up_to_4(data + at, size - at);
+		if (in_table(table, hash_of(bytes, mask)))
+			compare_all(search, filter, at, bytes);
 	}
 }
 
-/* shrx of BMI2 saves a sixth of the instructions of the loop. clang has no target_clones in C before version 17. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONED __attribute__((target_clones("arch=haswell", "default")))
-#else
-#define CLONED
-#endif
-
-CLONED static void scan_width4(struct search *search, const struct filter *filter)
+static inline __attribute__((always_inline)) void scan_any(struct search *search, const struct filter *filter)
 {
 	if (filter->stride == 4)
 		scan(search, filter, 0xffffffff, 4);
 	else if (filter->stride == 2)
 		scan(search, filter, 0xffffffff, 2);
-	else
+	else if (filter->width == 4)
 		scan(search, filter, 0xffffffff, 1);
-}
-
-CLONED static void scan_shorter(struct search *search, const struct filter *filter)
-{
-	if (filter->width == 3)
+	else if (filter->width == 3)
 		scan(search, filter, 0xffffff, 1);
 	else if (filter->width == 2)
 		scan(search, filter, 0xffff, 1);
 	else
 		scan(search, filter, 0xff, 1);
 }
+
+static void scan_portable(struct search *search, const struct filter *filter) { scan_any(search, filter); }
+
+/* shrx of BMI2 (Intel since 2013, AMD since 2015) shifts without the detour through the CL register. */
+#ifdef __x86_64__
+__attribute__((target("bmi2"))) static void scan_bmi2(struct search *search, const struct filter *filter)
+{
+	scan_any(search, filter);
+}
+#define SCAN (__builtin_cpu_supports("bmi2") ? scan_bmi2 : scan_portable)
+#else
+#define SCAN scan_portable
+#endif
 
 bool vd_matcher_search(const struct vd_matcher *matcher, const struct vd_heap *heap, struct vd_pairs *pairs)
 {
@@ -345,13 +377,10 @@ bool vd_matcher_search(const struct vd_matcher *matcher, const struct vd_heap *h
 		return false;
 	memset(search.last_row, 0xff, matcher->count * sizeof(uint32_t));
 	for (int w = 3; w >= 0; w--) {
-		if (!matcher->filters[w])
+		if (!matcher->filters[w] || (w == 2 && matcher->filters[3] && matcher->filters[3]->joined))
 			continue;
 		search.row = 0;
-		if (w == 3)
-			scan_width4(&search, matcher->filters[w]);
-		else
-			scan_shorter(&search, matcher->filters[w]);
+		SCAN(&search, matcher->filters[w]);
 	}
 	free(search.last_row);
 	return !search.failed;
