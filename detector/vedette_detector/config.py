@@ -69,7 +69,7 @@ class Settings:
     threat_lists: tuple[Path, ...] = _field((), "Directories of threat lists.")
     reload_s: float = _field(2.0, "How often rules and threat lists are looked at for changes.", "s")
     workers: int = _field(0, "Engine processes; 0: one for each core this process may use.")
-    history_window_s: float = _field(3600.0, "How far back the engine can look.", "s")
+    history_window_s: float = _field(600.0, "How far back the engine can look.", "s")
     journal_bytes: int = _field(4 << 30, "Most that the raw event journal keeps.", "bytes")
     journal_s: float = _field(7 * 86400.0, "How long the raw event journal keeps events.", "s")
     journal_segment_bytes: int = _field(64 << 20, "Size at which a journal segment is closed.", "bytes")

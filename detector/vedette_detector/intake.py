@@ -146,6 +146,7 @@ class Intake:
         self.statistics = Statistics()
         self.waiting_bytes = 0
         self.last_error: DetectorError | None = None
+        self.on_batch: Callable[[BatchHeader, bytes], None] = lambda header, data: None
         self.last_unit_errors: OrderedDict[tuple[str, str], str] = OrderedDict()
         self.accounts: dict[SessionKey, Account] = {(a.node, a.boot_id, a.session): a for a in store.accounts()}
         self.newest: dict[str, Account] = {}
@@ -228,6 +229,7 @@ class Intake:
         account = self.accounts.get(session_key(header))
         if account is not None and header.sequence <= account.last_sequence:
             self.statistics.resent += 1
+            self.accounts[session_key(header)] = replace(account, resent=account.resent + 1)
             return None
         key = batch_key(header)
         pending = self._pending.get(key)
@@ -371,6 +373,7 @@ class Intake:
             outcome = waiting.outcome
             assert outcome is not None
             statistics.batches += 1
+            self.on_batch(waiting.header, waiting.data)
             statistics.events += outcome.event_count
             statistics.detections += sum(1 + d.repeats for d in outcome.detections)
             statistics.engine_seconds += outcome.seconds

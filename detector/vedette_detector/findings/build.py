@@ -147,7 +147,7 @@ def build(
     ours: dict[str, Any] = {
         "version": FORMAT_VERSION,
         "ruleId": safe_text(detection.rule_id, 256),
-        "aggregation": {"by": kind.key, "values": key},
+        "aggregationKey": key,
         "arguments": arguments,
         "hostProcess": detection.host_process,
         "notes": [safe_text(note, 1024) for note in detection.notes[:32]],

@@ -36,8 +36,8 @@ class Host:
     """The machine that a node's agent runs on, from its heartbeat.
 
     Attributes:
-        ec2: instance metadata where the agent found any: ``instance_id``, ``instance_type``, ``image_id``,
-            ``availability_zone`` and the like.
+        ec2: EC2's instance identity document where the agent found one (``instanceId``, ``instanceType``, ``imageId``,
+            ``availabilityZone``, ``privateIp``).
     """
 
     node: str
@@ -147,19 +147,16 @@ def _instance(host: Host) -> dict[str, Any]:
         return next((v for n in names if isinstance(v := ec2.get(n), str) and v), None)
 
     interface = {
-        "privateDnsName": text("private_dns_name", "local_hostname") or host.hostname,
-        "privateIpAddress": text("private_ip", "local_ipv4"),
-        "vpcId": text("vpc_id"),
-        "subnetId": text("subnet_id"),
-        "publicIp": text("public_ip", "public_ipv4"),
+        "privateDnsName": host.hostname,
+        "privateIpAddress": text("privateIp", "private_ip"),
     }
     interface = {k: v for k, v in interface.items() if v}
     return _without_empty(
         {
-            "instanceId": text("instance_id") or safe_text(host.node, 256),
-            "instanceType": text("instance_type"),
-            "imageId": text("image_id", "ami_id"),
-            "availabilityZone": text("availability_zone"),
+            "instanceId": text("instanceId", "instance_id") or safe_text(host.node, 256),
+            "instanceType": text("instanceType", "instance_type"),
+            "imageId": text("imageId", "image_id"),
+            "availabilityZone": text("availabilityZone", "availability_zone"),
             "networkInterfaces": [interface] if interface else [],
         }
     )
@@ -296,8 +293,10 @@ def image_prefix(image: str) -> str:
 
 
 def from_oci(config: Mapping[str, Any], runtime: str, bundle: str) -> dict[str, Any]:
-    """Read an OCI runtime configuration (github.com/opencontainers/runtime-spec, config.md) with the annotations
-    that containerd's CRI plug-in, CRI-O and podman add. Pure; wrong types read as absent.
+    """Read an OCI runtime configuration. Pure; wrong types read as absent.
+
+    See github.com/opencontainers/runtime-spec, config.md; the annotations are those that containerd's CRI plug-in,
+    nerdctl, CRI-O and podman add.
     """
     annotations = _dict(config.get("annotations"))
     process, linux = _dict(config.get("process")), _dict(config.get("linux"))

@@ -1,0 +1,114 @@
+"""The detector's metrics in Prometheus' text format (prometheus.io/docs/instrumenting/exposition_formats)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vedette_detector.intake import Intake
+
+_SESSIONS_SHOWN = 5000
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _metric(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> str:
+    lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    for labels, value in samples:
+        shown = ",".join(f'{k}="{_escaped(v)}"' for k, v in labels.items())
+        lines.append(f"{name}{{{shown}}} {value:g}" if shown else f"{name} {value:g}")
+    return "\n".join(lines) + "\n"
+
+
+def render(intake: Intake, journal_bytes: int, heartbeats: Mapping[str, tuple[int, Any]], silent_after_s: float) -> str:
+    """All metrics."""
+    statistics = intake.statistics
+    now = time.time()
+    newest = list(intake.newest.values())[:_SESSIONS_SHOWN]
+    silent = sum(1 for at, _ in heartbeats.values() if now - at / 1e9 > silent_after_s)
+    results = {"applied": statistics.batches, "resent": statistics.resent, "rejected": statistics.rejected}
+    lost = [
+        ({"node": a.node, "where": where}, float(value))
+        for a in newest
+        for where, value in (("kernel", a.dropped), ("spool", a.spool_lost_events))
+    ]
+    return "".join(
+        (
+            _metric(
+                "vedette_batches_total",
+                "counter",
+                "Batches received, by what became of them.",
+                [({"result": k}, float(v)) for k, v in results.items()],
+            ),
+            _metric(
+                "vedette_requests_refused_total",
+                "counter",
+                "Requests answered with 503 because too much waited.",
+                [({}, float(statistics.refused))],
+            ),
+            _metric(
+                "vedette_events_total",
+                "counter",
+                "Events applied, by type.",
+                [({"type": k}, float(v)) for k, v in sorted(statistics.events_by_type.items())],
+            ),
+            _metric("vedette_detections_total", "counter", "Confirmed hits.", [({}, float(statistics.detections))]),
+            _metric(
+                "vedette_findings_total",
+                "counter",
+                "Findings written.",
+                [
+                    ({"change": "created"}, float(statistics.findings_created)),
+                    ({"change": "updated"}, float(statistics.findings_updated)),
+                ],
+            ),
+            _metric(
+                "vedette_rule_errors_total",
+                "counter",
+                "Rules and detectors that failed on an event.",
+                [({}, float(statistics.unit_errors))],
+            ),
+            _metric(
+                "vedette_group_seconds_total",
+                "counter",
+                "Time spent on groups of batches, journal and commit included.",
+                [({}, statistics.group_seconds)],
+            ),
+            _metric("vedette_groups_total", "counter", "Groups committed or failed.", [({}, float(statistics.groups))]),
+            _metric(
+                "vedette_engine_seconds_total",
+                "counter",
+                "Time spent by the engine.",
+                [({}, statistics.engine_seconds)],
+            ),
+            _metric(
+                "vedette_waiting_bytes",
+                "gauge",
+                "Batches that wait to be applied.",
+                [({}, float(intake.waiting_bytes))],
+            ),
+            _metric("vedette_journal_bytes", "gauge", "Size of the raw event journal.", [({}, float(journal_bytes))]),
+            _metric(
+                "vedette_healthy",
+                "gauge",
+                "1 when the last group could be made durable.",
+                [({}, float(intake.last_error is None))],
+            ),
+            _metric(
+                "vedette_nodes",
+                "gauge",
+                "Nodes heard of, by whether their heartbeat is recent.",
+                [({"state": "silent"}, float(silent)), ({"state": "reporting"}, float(len(heartbeats) - silent))],
+            ),
+            _metric("vedette_lost_events", "gauge", "Events lost in each node's newest session, by where.", lost),
+            _metric(
+                "vedette_outstanding_events",
+                "gauge",
+                "Events emitted by each node's kernel in its newest session that have neither arrived nor been lost.",
+                [({"node": a.node}, float(a.outstanding)) for a in newest],
+            ),
+        )
+    )

@@ -1,0 +1,505 @@
+"""The detector: puts the parts together, keeps them going, and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import importlib
+import logging
+import os
+import socket
+import ssl
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from vedette_detector import filters, ingest, metrics
+from vedette_detector.auth import Authenticator, PeerCredentials, TokenFile
+from vedette_detector.config import Settings
+from vedette_detector.engine.context import EngineSettings
+from vedette_detector.engine.detection import Detection
+from vedette_detector.engine.history import HistorySettings
+from vedette_detector.errors import ConfigError, DetectorError
+from vedette_detector.findings.build import Identity, build
+from vedette_detector.findings.model import FindingUpdate, iso
+from vedette_detector.findings.resource import ContainerStates, Host, describe
+from vedette_detector.inline_pool import InlinePool
+from vedette_detector.intake import Intake
+from vedette_detector.journal import Journal
+from vedette_detector.ledger import Note, NoteKind
+from vedette_detector.sigma.loader import Ruleset, load_rules, rules_directory
+from vedette_detector.store import Store
+from vedette_detector.text import Redactor, safe_text
+from vedette_detector.threat_lists import ThreatLists, signature
+from vedette_events.framing import BatchHeader
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_S = 10.0
+RETAIN_S = 3600.0
+SHOWN_NOTES = 50
+
+
+def load_threat_lists(folders: Sequence[Path]) -> ThreatLists:
+    """The lists of all folders as one."""
+    if len(folders) <= 1:
+        return ThreatLists.load(folders[0] if folders else None)
+    lists = ThreatLists()
+    lists.signature = tuple(entry for folder in folders for entry in signature(folder))
+    for path, _, _ in lists.signature:
+        lists._read(Path(path))
+    lists._finish()
+    return lists
+
+
+def load_detectors() -> list[Any]:
+    """The detectors in Python that ship with Vedette."""
+    try:
+        module = importlib.import_module("vedette_detector.detectors")
+    except ModuleNotFoundError:
+        return []
+    return list(module.ALL_DETECTORS)
+
+
+def rules_signature(folders: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
+    """(path, mtime in ns, size) of every rule file; changes when any does."""
+    result = []
+    for folder in folders:
+        for path in sorted(folder.rglob("*.y*ml")):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                result.append((str(path), status.st_mtime_ns, status.st_size))
+    return tuple(result)
+
+
+class Rates:
+    """Events of each node in the last minute, in steps of five seconds."""
+
+    STEP_S, STEPS = 5.0, 12
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[int, list[int]]] = {}
+
+    def add(self, node: str, events: int, size: int, now: float) -> None:
+        """Count a batch."""
+        steps = self._counts.setdefault(node, {})
+        step = int(now / self.STEP_S)
+        count = steps.setdefault(step, [0, 0, 0])
+        count[0] += events
+        count[1] += 1
+        count[2] += size
+        for old in [s for s in steps if s <= step - self.STEPS]:
+            del steps[old]
+
+    def of(self, node: str, now: float) -> dict[str, float]:
+        """Per second, over the last minute."""
+        first = int(now / self.STEP_S) - self.STEPS
+        counts = [c for s, c in self._counts.get(node, {}).items() if s > first]
+        span = self.STEP_S * self.STEPS
+        events, batches, size = (sum(c[i] for c in counts) / span for i in range(3))
+        return {"events_per_second": events, "batches_per_second": batches, "bytes_per_second": size}
+
+
+class Service:
+    """One detector."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the store and the journal, load rules and lists.
+
+        Raises:
+            DetectorError: something is not usable; the message says what.
+        """
+        self.settings = settings
+        self.started = time.time()
+        self._lock_fd = -1
+        try:
+            settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_fd = os.open(settings.data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another detector uses {settings.data_dir}", reason="AlreadyRunning") from None
+        except OSError as error:
+            raise ConfigError(f"data directory {settings.data_dir}: {error}") from None
+        try:
+            self._redactor = Redactor(settings.redaction, settings.redacted_options)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        self.store = Store(settings.database_url, occurrences=settings.occurrences, timeout_s=settings.store_timeout_s)
+        self.journal = Journal(
+            settings.journal_dir, settings.journal_segment_bytes, settings.journal_bytes, settings.journal_s
+        )
+        self.recovery = self.journal.open(self.store.applied())
+        self._identity = Identity(
+            settings.account_id,
+            settings.region,
+            settings.partition,
+            settings.detector_id or self.store.detector_id(),
+            settings.cluster,
+        )
+        self._states = ContainerStates()
+        self._heartbeats: dict[str, tuple[int, dict[str, Any]]] = self.store.heartbeats()
+        self._unsaved: set[str] = set()
+        self._pending_notes: list[Note] = []
+        self.rates = Rates()
+        self._rules_signature: tuple[tuple[str, int, int], ...] = ()
+        self.ruleset = Ruleset()
+        self.detectors: list[Any] = []
+        self.threat_lists = ThreatLists()
+        self._filters: dict[str, Any] = filters.derive(())
+        self.reload_error: str | None = None
+        self._load_rules()
+        self._load_threats()
+        self.pool: InlinePool
+        self.intake: Intake
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runner: web.AppRunner | None = None
+        self._last_retained = 0.0
+
+    # Rules and lists
+
+    def _rule_folders(self) -> list[Path]:
+        builtin = [rules_directory()] if self.settings.builtin_rules else []
+        return [*builtin, *self.settings.rules]
+
+    def _load_rules(self) -> None:
+        folders = self._rule_folders()
+        self._rules_signature = rules_signature(folders)
+        self.ruleset = load_rules(folders)
+        self.detectors = load_detectors() if self.settings.builtin_rules else []
+        for error in self.ruleset.errors:
+            log.error("rule not loaded: %s", error)
+        self._filters = filters.derive([*self.ruleset.rules, *self.detectors])
+
+    def _load_threats(self) -> None:
+        self.threat_lists = load_threat_lists(self.settings.threat_lists)
+        for error in self.threat_lists.errors:
+            log.error("threat list: %s", error)
+
+    async def _reload(self) -> None:
+        """Load what has changed and hand it to the workers; a failure leaves what is in force."""
+        if rules_signature(self._rule_folders()) != self._rules_signature:
+            await asyncio.to_thread(self._load_rules)
+            await self.pool.replace_rules(self.ruleset, self.detectors)
+            log.info("rules reloaded: %d, %d errors", len(self.ruleset.rules), len(self.ruleset.errors))
+        lists = tuple(entry for folder in self.settings.threat_lists for entry in signature(folder))
+        if lists != self.threat_lists.signature:
+            await asyncio.to_thread(self._load_threats)
+            await self.pool.replace_threat_lists(self.threat_lists)
+            log.info("threat lists reloaded: %d", len(self.threat_lists.lists))
+
+    # What the HTTP side asks for (`vedette_detector.ingest.Backend`)
+
+    def filters(self) -> dict[str, Any]:
+        """The filters document for agents."""
+        return self._filters
+
+    async def heartbeat(self, node: str, boot_id: bytes, document: dict[str, Any]) -> None:
+        """Take a heartbeat, and say so in the ledger when none came for long."""
+        now = time.time_ns()
+        before = self._heartbeats.get(node)
+        if before is not None and now - before[0] > self.settings.silent_after_s * 1e9:
+            seconds = (now - before[0]) / 1e9
+            away = " (the detector itself was started within that time)" if before[0] < self.started * 1e9 else ""
+            session = document.get("session")
+            self._pending_notes.append(
+                Note(
+                    NoteKind.AGENT_SILENT,
+                    node,
+                    boot_id,
+                    session if isinstance(session, int) and 0 <= session < 2**63 else 0,
+                    now,
+                    f"no heartbeat came for {seconds:.0f} s{away}",
+                    before[0],
+                    now,
+                )
+            )
+        self._heartbeats[node] = (now, document)
+        self._unsaved.add(node)
+
+    def health(self) -> tuple[bool, str]:
+        """Whether the last group of batches could be made durable."""
+        error = self.intake.last_error
+        return (True, "ok") if error is None else (False, f"{error.reason}: {error.message}")
+
+    async def status(self) -> dict[str, Any]:
+        """What ``vedette status`` shows."""
+        now = time.time()
+        statistics = self.intake.statistics
+        healthy, health = self.health()
+        nodes = []
+        accounts: dict[str, list[dict[str, Any]]] = {}
+        for account in sorted(self.intake.accounts.values(), key=lambda a: a.first_at_ns):
+            accounts.setdefault(account.node, []).append(account.as_dict())
+        for node in sorted({*accounts, *self._heartbeats}):
+            at, heartbeat = self._heartbeats.get(node, (None, {}))
+            newest = self.intake.newest.get(node)
+            notes = await self.intake.in_store_thread(lambda node=node: self.store.notes(node, SHOWN_NOTES))  # type: ignore[misc]
+            nodes.append(
+                {
+                    **heartbeat,
+                    "node": node,
+                    "heartbeat_at": iso(at) if at is not None else None,
+                    "silent": at is None or now - at / 1e9 > self.settings.silent_after_s,
+                    "ledger": accounts.get(node, []),
+                    "notes": [_note_document(n) for n in notes],
+                    "last_batch_at": iso(newest.last_at_ns) if newest is not None else None,
+                    "rates": self.rates.of(node, now),
+                }
+            )
+        return {
+            "detector": {
+                "version": version("vedette-detector"),
+                "pid": os.getpid(),
+                "started_at": iso(int(self.started * 1e9)),
+                "healthy": healthy,
+                "health": health,
+                "workers": self.pool.size,
+                "store": self.store.shown_url,
+                "data_dir": str(self.settings.data_dir),
+                "rules": {
+                    "loaded": len(self.ruleset.rules),
+                    "detectors": len(self.detectors),
+                    "errors": [_problem(e) for e in self.ruleset.errors],
+                    "failing": [
+                        {"unit": unit, "event": event, "message": message}
+                        for (unit, event), message in self.intake.last_unit_errors.items()
+                    ],
+                },
+                "threat_lists": [
+                    {"name": entry.name, "file": entry.file, "entries": entry.entries, "trusted": entry.trusted}
+                    for entry in self.threat_lists.lists
+                ],
+                "threat_list_errors": [_problem(e) for e in self.threat_lists.errors],
+                "reload_error": self.reload_error,
+                "filters_version": self._filters["version"],
+                "journal": {
+                    "bytes": self.journal.size,
+                    "limit_bytes": self.settings.journal_bytes,
+                    "limit_s": self.settings.journal_s,
+                    "recovery": {
+                        "batches": self.recovery.batches,
+                        "cut_bytes": self.recovery.cut_bytes,
+                        "dropped_batches": self.recovery.dropped,
+                    },
+                },
+                "waiting_bytes": self.intake.waiting_bytes,
+                "findings": await self.intake.in_store_thread(self.store.counts),
+                "since_start": {
+                    "batches": statistics.batches,
+                    "resent_batches": statistics.resent,
+                    "rejected_batches": statistics.rejected,
+                    "refused_requests": statistics.refused,
+                    "events": statistics.events,
+                    "events_by_type": statistics.events_by_type,
+                    "detections": statistics.detections,
+                    "findings_created": statistics.findings_created,
+                    "findings_updated": statistics.findings_updated,
+                    "unit_errors": statistics.unit_errors,
+                    "engine_seconds": statistics.engine_seconds,
+                },
+            },
+            "nodes": nodes,
+        }
+
+    async def metrics(self) -> str:
+        """Prometheus text."""
+        return metrics.render(self.intake, self.journal.size, self._heartbeats, self.settings.silent_after_s)
+
+    # From detections to findings
+
+    def to_finding(self, detection: Detection, header: BatchHeader) -> FindingUpdate:
+        """Make a detection a finding of its container or host."""
+        _, heartbeat = self._heartbeats.get(header.node, (0, None))
+        host = replace(
+            Host.of(header.node, header.boot_id, heartbeat), agent_version=safe_text(header.agent_version, 64)
+        )
+        container = detection.container
+        known = self._states.lookup(container, header.boot_id) if container is not None else None
+        return build(detection, describe(container, host, known), host, self._identity, self._redactor)
+
+    # Life
+
+    def history(self, wanted: Callable[[str], bool]) -> Iterator[bytes]:
+        """Batches that rebuild a worker's history; called by the pool."""
+        return self.journal.history(self.intake.applied, self.settings.history_window_s, wanted)
+
+    async def start(self) -> None:
+        """Start the workers, rebuild history, listen.
+
+        Raises:
+            DetectorError: the address cannot be listened on.
+        """
+        settings = self.settings
+        workers = settings.workers or len(os.sched_getaffinity(0))
+        self.pool = self._make_pool(workers)
+        self.intake = Intake(
+            pool=self.pool,
+            journal=self.journal,
+            store=self.store,
+            to_finding=self.to_finding,
+            max_waiting_bytes=settings.max_waiting_bytes,
+            occurrences=settings.occurrences,
+        )
+        self.intake.on_batch = lambda header, data: self.rates.add(header.node, header.count, len(data), time.time())
+        await self._start_pool()
+        self.intake.start()
+        authenticator: Authenticator
+        if settings.listen.startswith("unix:"):
+            authenticator = PeerCredentials(settings.agent_uid)
+        else:
+            assert settings.token_file is not None
+            authenticator = TokenFile(settings.token_file)
+        app = ingest.make_app(self, authenticator, max_body_bytes=settings.max_body_bytes)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
+        await self._runner.setup()
+        try:
+            await self._listen(self._runner)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {settings.listen}: {error}", reason="CannotListen") from None
+        self._tasks = [
+            asyncio.create_task(self._periodically(settings.reload_s, self._reload), name="reload"),
+            asyncio.create_task(self._periodically(HOUSEKEEPING_S, self._keep_house), name="housekeeping"),
+        ]
+        log.info(
+            "detector listens on %s with %d workers and %d rules", settings.listen, workers, len(self.ruleset.rules)
+        )
+
+    def _make_pool(self, workers: int) -> InlinePool:
+        history = HistorySettings(window_s=self.settings.history_window_s)
+        return InlinePool(self.ruleset, self.threat_lists, EngineSettings(history=history), self.detectors)
+
+    async def _start_pool(self) -> None:
+        await self.pool.replay(self.history(lambda node: True))
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        settings = self.settings
+        if not settings.listen.startswith("unix:"):
+            host, _, port = settings.listen.removeprefix("https://").rpartition(":")
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            assert settings.tls_cert is not None
+            context.load_cert_chain(settings.tls_cert, settings.tls_key)
+            await web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context).start()
+            return
+        path = Path(settings.listen.removeprefix("unix://"))
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        remove_stale_socket(path)
+        # Bound under a mask that admits nobody, then opened to whom it is for.
+        mask = os.umask(0o177)
+        try:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        if os.geteuid() == 0:
+            os.chown(path, 0, settings.agent_uid)
+        os.chmod(path, settings.socket_mode)
+        await web.SockSite(runner, listener).start()
+
+    async def stop(self) -> None:
+        """Answer what waits, then close everything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if hasattr(self, "intake"):
+            with contextlib.suppress(DetectorError):
+                await self._keep_house()
+            await self.intake.close()
+        if hasattr(self, "pool"):
+            await self.pool.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close files; after `stop`, or where `start` was never called."""
+        self.journal.close()
+        self.store.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    async def _periodically(self, period_s: float, work: Callable[[], Any]) -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                await work()
+                self.reload_error = None if work == self._reload else self.reload_error
+            except Exception as error:  # whatever is wrong now may be right in the next round
+                if work == self._reload:
+                    self.reload_error = str(error)
+                log.exception("%s failed", getattr(work, "__name__", "work"))
+
+    async def _keep_house(self) -> None:
+        """Save heartbeats and notes, hold the bounds."""
+        await self.intake.in_journal_thread(self.journal.enforce)
+        nodes, self._unsaved = self._unsaved, set()
+        notes, self._pending_notes = self._pending_notes, []
+
+        def save() -> None:
+            for node in nodes:
+                at, heartbeat = self._heartbeats[node]
+                self.store.put_heartbeat(node, str(heartbeat.get("boot_id", "")), heartbeat, at)
+            if notes:
+                self.store.add_notes(notes)
+
+        try:
+            await self.intake.in_store_thread(save)
+        except DetectorError:
+            self._unsaved |= nodes
+            self._pending_notes = [*notes, *self._pending_notes][-1000:]
+            raise
+        if time.monotonic() - self._last_retained > RETAIN_S or not self._last_retained:
+            self._last_retained = time.monotonic()
+            removed = await self.intake.in_store_thread(
+                lambda: self.store.retain(time.time_ns(), self.settings.finding_retention_s)
+            )
+            if removed:
+                log.info("removed %d findings older than the retention", removed)
+
+
+def remove_stale_socket(path: Path) -> None:
+    """Remove a socket that nobody listens on.
+
+    Raises:
+        ConfigError: somebody listens, or the path is not a socket.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} exists and is not a socket", reason="CannotListen")
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with contextlib.closing(probe):
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise ConfigError(f"another process listens on {path}", reason="AlreadyRunning")
+
+
+def _problem(error: Any) -> dict[str, Any]:
+    return {"file": error.file, "line": error.line, "reason": error.reason, "message": error.message}
+
+
+def _note_document(note: Note) -> dict[str, Any]:
+    return {
+        "kind": note.kind.value,
+        "at": iso(note.at_ns),
+        "session": note.session,
+        "message": note.message,
+        "from": iso(note.from_ns) if note.from_ns is not None else None,
+        "to": iso(note.to_ns) if note.to_ns is not None else None,
+        "events": note.events,
+        "batches": note.batches,
+    }
