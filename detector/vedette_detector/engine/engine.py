@@ -19,7 +19,7 @@ from vedette_detector.engine.selector import Selector
 from vedette_detector.engine.text import safe_text
 from vedette_detector.threat_lists import ThreatLists
 from vedette_events.columns import split_batch
-from vedette_events.framing import BatchHeader
+from vedette_events.framing import BatchHeader, decode_batch
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,20 @@ log = logging.getLogger(__name__)
 class Unit(Protocol):
     """What the engine runs: a rule, or a detector in Python. Selectors say when, `confirm` decides."""
 
-    id: str
-    title: str
-    selectors: Sequence[Selector]
+    @property
+    def id(self) -> str:
+        """The rule's UUID or the detector's name."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """One line."""
+        ...
+
+    @property
+    def selectors(self) -> Sequence[Selector]:
+        """When to ask."""
+        ...
 
     def confirm(self, event: Event, history: NodeHistory, context: EngineContext) -> Iterable[Detection]:
         """Decide about one event that passed a selector."""
@@ -108,6 +119,15 @@ class Engine:
             found = self._histories[node] = NodeHistory(node, boot_id, self.settings.history)
         self._histories.move_to_end(node)
         return found
+
+    def process_frame(self, frame: bytes, replay: bool = False) -> Outcome:
+        """Take one framed batch: check, decompress, process.
+
+        Raises:
+            vedette_events.framing.BatchError: the frame or a record in it is malformed.
+        """
+        header, records = decode_batch(frame)
+        return self.process(header, records, replay)
 
     def process(self, header: BatchHeader, records: bytes, replay: bool = False) -> Outcome:
         """Take one batch.

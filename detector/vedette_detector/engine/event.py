@@ -192,7 +192,7 @@ def parse_question(payload: bytes) -> bytes:
     """
     if len(payload) < 13 or payload[4:6] == b"\0\0":
         return b""
-    labels = []
+    labels: list[bytes] = []
     at = 12
     while at < len(payload):
         length = payload[at]

@@ -456,7 +456,7 @@ class NodeHistory:
 
         def written(rows: Array) -> Array:
             access = rows["oflags"] & (_WRITE_FLAGS | _TRUNC_FLAGS)
-            return (rows["ino"] == ino) & (rows["dev"] == dev) & (access != 0) & (rows["result"] >= 0)
+            return np.asarray((rows["ino"] == ino) & (rows["dev"] == dev) & (access != 0) & (rows["result"] >= 0))
 
         found = self.events("open", until=until, mask=written, limit=1) if ino else []
         candidates = list(found)

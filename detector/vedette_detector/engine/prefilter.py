@@ -7,10 +7,10 @@ So the cost grows with the events, with the number of heaps and with what is fou
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class _TailSearch:
         heap = segment.tails.get(tail)
         if heap is None:
             return None
-        raw_rows, raw_literals = self.matcher.search(heap.data, heap.offsets)
+        raw_rows, raw_literals = self.matcher.search(heap.data, heap.offsets.data)
         if not raw_rows:
             return None
         rows = np.frombuffer(raw_rows, dtype=np.uint32).astype(np.int64)
@@ -60,31 +60,67 @@ class _TailSearch:
         return np.repeat(rows, counts), self.groups[np.repeat(first, counts) + within]
 
 
-class _Lookup:
+class _ValueLookup:
     """Selectors that rest on one field being one of some values, all in one table."""
 
-    def __init__(self, field: str, members: dict[int, set[int]]) -> None:
+    def __init__(self, field: str, found: list[tuple[_Plan, Mask]]) -> None:
         self.field = field
-        self.values = sorted(members)
-        self.members = members
-        self.table: Array | None = None
+        self._plans: dict[int, list[_Plan]] = defaultdict(list)
+        for plan, mask in found:
+            for value in mask.value if isinstance(mask.value, tuple) else (mask.value,):
+                self._plans[int(value)].append(plan)
+        self._table: Array | None = None
         self._sorted: Array | None = None
 
-    def rows(self, column: Array) -> Array:
-        """Rows whose value is in the table."""
+    def select(self, segment: Segment) -> list[tuple[_Plan, Array]]:
+        """(plan, rows) for the plans whose value occurs."""
+        column = segment.column(self.field)
+        rows = self._rows(column)
+        if len(rows) == 0:
+            return []
+        values = column[rows]
+        order = np.argsort(values, kind="stable")
+        rows, values = rows[order], values[order]
+        present, starts = np.unique(values, return_index=True)
+        ends = [*starts[1:].tolist(), len(rows)]
+        return [
+            (plan, rows[start:end])
+            for value, start, end in zip(present.tolist(), starts.tolist(), ends, strict=True)
+            for plan in self._plans[value]
+        ]
+
+    def _rows(self, column: Array) -> Array:
         if column.dtype.itemsize <= 2 and column.dtype.kind == "u":
-            if self.table is None:
-                self.table = np.zeros(1 << (8 * column.dtype.itemsize), dtype=bool)
-                self.table[[v for v in self.values if 0 <= v < len(self.table)]] = True
-            return np.flatnonzero(self.table[column])
+            if self._table is None:
+                self._table = np.zeros(1 << (8 * column.dtype.itemsize), dtype=bool)
+                self._table[[v for v in self._plans if 0 <= v < len(self._table)]] = True
+            return np.flatnonzero(self._table[column])
         if self._sorted is None:
             info = np.iinfo(column.dtype)
-            self._sorted = np.array([v for v in self.values if info.min <= v <= info.max], dtype=column.dtype)
+            self._sorted = np.array(sorted(v for v in self._plans if info.min <= v <= info.max), dtype=column.dtype)
         if len(self._sorted) == 0:
-            return np.empty(0, dtype=np.int64)
+            return _NONE
         at = np.searchsorted(self._sorted, column)
         at[at == len(self._sorted)] = 0
         return np.flatnonzero(self._sorted[at] == column)
+
+
+class _NetworkLookup:
+    """Selectors that rest on an address lying in some networks: a superset by the union of all of them."""
+
+    def __init__(self, field: str, found: list[tuple[_Plan, Mask]]) -> None:
+        self.field = field
+        self._plans = found
+        self._networks = ThreatLists.of(str(text) for _, mask in found for text in cast("tuple[str, ...]", mask.value))
+
+    def select(self, segment: Segment) -> list[tuple[_Plan, Array]]:
+        """(plan, rows) for the plans whose network holds an address."""
+        family, addresses = segment.column("family"), segment.rows[self.field]
+        rows = np.flatnonzero(self._networks.match_ips(family, addresses))
+        if len(rows) == 0:
+            return []
+        family, addresses = family[rows], addresses[rows]
+        return [(plan, rows[mask.evaluate(addresses, family)]) for plan, mask in self._plans]
 
 
 class _Columns:
@@ -147,6 +183,7 @@ class _TypePlan:
             plans.append(_Plan(unit, mask_ids, tuple(group_ids), selector.threat))
         plans = list(dict.fromkeys(plans))
         self.masks = list(masks)
+        shortest = [min(map(len, literals)) for _, literals in groups]
         self.tails = {tail: _TailSearch(dict(found)) for tail, found in members.items()}
         self.by_group: dict[int, list[_Plan]] = defaultdict(list)
         self.threats: dict[str, list[_Plan]] = defaultdict(list)
@@ -154,33 +191,29 @@ class _TypePlan:
         for plan in plans:
             if plan.groups:
                 # Any of the groups may lead to the selector; the one with the longest shortest literal is rarest.
-                self.by_group[max(plan.groups, key=lambda g: _rarity(groups, g))].append(plan)
+                self.by_group[max(plan.groups, key=lambda g: shortest[g])].append(plan)
             elif plan.threat is not None:
                 self.threats[plan.threat].append(plan)
             else:
                 self.plain.append(plan)
-        self.lookups: list[tuple[_Lookup, list[_Plan]]] = []
+        self.lookups: list[_ValueLookup | _NetworkLookup] = []
         self._move_to_lookups()
 
     def _move_to_lookups(self) -> None:
-        anchored: dict[str, list[tuple[_Plan, int]]] = defaultdict(list)
+        """Selectors without literals that share a field go into one table, each by its rarest equality."""
+        uses = Counter(index for plan in self.plain for index in plan.masks)
+        anchored: dict[tuple[str, bool], list[tuple[_Plan, Mask]]] = defaultdict(list)
         for plan in self.plain:
-            for index in plan.masks:
-                if self.masks[index].op in ("eq", "in_"):
-                    anchored[self.masks[index].field].append((plan, index))
-                    break
-        for field, found in anchored.items():
+            usable = [index for index in plan.masks if self.masks[index].op in ("eq", "in_", "net")]
+            if usable:
+                mask = self.masks[min(usable, key=lambda index: uses[index])]
+                anchored[(mask.field, mask.op == "net")].append((plan, mask))
+        for (field, is_network), found in anchored.items():
             if len(found) < _LOOKUP_FROM:
                 continue
-            members: dict[int, set[int]] = defaultdict(set)
-            plans = []
-            for number, (plan, index) in enumerate(found):
-                value = self.masks[index].value
-                for v in value if isinstance(value, tuple) else (value,):
-                    members[int(v)].add(number)
-                plans.append(plan)
-                self.plain.remove(plan)
-            self.lookups.append((_Lookup(field, dict(members)), plans))
+            moved = {id(plan) for plan, _ in found}
+            self.plain = [plan for plan in self.plain if id(plan) not in moved]
+            self.lookups.append(_NetworkLookup(field, found) if is_network else _ValueLookup(field, found))
 
     def select(self, name: str, segment: Segment, threats: ThreatLists) -> set[tuple[int, int]]:
         """(row, unit) of everything to confirm."""
@@ -195,18 +228,9 @@ class _TypePlan:
             else:
                 rows = np.arange(len(segment.rows))
             _add(out, rows, plan.unit)
-        for lookup, plans in self.lookups:
-            column = columns.get(lookup.field)
-            hit = lookup.rows(column)
-            if len(hit) == 0:
-                continue
-            by_plan: dict[int, list[int]] = defaultdict(list)
-            for row, value in zip(hit.tolist(), column[hit].tolist(), strict=True):
-                for number in lookup.members[value]:
-                    by_plan[number].append(row)
-            for number, row_list in by_plan.items():
-                plan = plans[number]
-                _add(out, columns.keep(np.array(row_list, dtype=np.int64), plan.masks), plan.unit)
+        for lookup in self.lookups:
+            for plan, rows in lookup.select(segment):
+                _add(out, columns.keep(rows, plan.masks), plan.unit)
         for kind, plans in self.threats.items():
             rows = _threat_rows(kind, name, segment, columns, threats)
             if len(rows):
@@ -246,13 +270,6 @@ class _TypePlan:
 _NONE: Array = np.empty(0, dtype=np.int64)
 
 
-def _rarity(groups: dict[tuple[tuple[str, ...], frozenset[bytes]], int], wanted: int) -> int:
-    for (_, literals), gid in groups.items():
-        if gid == wanted:
-            return min(len(literal) for literal in literals)
-    raise KeyError(wanted)
-
-
 def _add(out: set[tuple[int, int]], rows: Array, unit: int) -> None:
     for row in rows.tolist():
         out.add((row, unit))
@@ -267,7 +284,7 @@ def _threat_rows(kind: str, name: str, segment: Segment, columns: _Columns, thre
     heap = segment.tails.get("payload")
     if len(table) == 0 or heap is None:
         return _NONE
-    return np.frombuffer(_native.dns_match(heap.data, heap.offsets, table), dtype=np.uint32).astype(np.int64)
+    return np.frombuffer(_native.dns_match(heap.data, heap.offsets.data, table.data), dtype=np.uint32).astype(np.int64)
 
 
 class Prefilter:
@@ -294,7 +311,7 @@ class Prefilter:
                 "masks": len(plan.masks),
                 "literals": {tail: len(search.starts) - 1 for tail, search in plan.tails.items()},
                 "plain": len(plan.plain),
-                "lookups": sum(len(plans) for _, plans in plan.lookups),
+                "lookups": len(plan.lookups),
             }
             for name, plan in self._plans.items()
         }

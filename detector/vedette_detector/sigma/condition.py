@@ -11,6 +11,9 @@ A condition is a tree of `All`, `AnyOf`, `Negation` and leaves. Every node answe
 Trees are plain data, so that rules travel between processes.
 """
 
+# The nodes' methods are described once, at `Node`.
+# ruff: noqa: D102
+
 from __future__ import annotations
 
 import ipaddress
@@ -203,7 +206,20 @@ def best_literal(parts: Sequence[Part], where: Literals) -> bytes | None:
             continue
         candidates += literals_of(part, where, number == 0, number == len(parts) - 1)
     useful = [c for c in candidates if len(c.strip(b"\0")) >= 2]
-    return max(useful, key=len, default=None)
+    return max(useful, key=telling, default=None)
+
+
+_EVERYWHERE = frozenset(
+    b"usr bin sbin lib lib64 local share etc var run tmp home root proc sys dev opt log cache http https python python3 "
+    b"bash kernel systemd config service x86_64-linux-gnu com net org io example amazonaws svc cluster kube".split()
+)
+
+
+def telling(literal: bytes) -> int:
+    """How rare a literal is likely to be: its length, with little for what is in nearly every path or name."""
+    return sum(1 if word in _EVERYWHERE else len(word) for word in re.split(rb"[/. \0]", literal)) + literal.count(
+        b"\0"
+    )
 
 
 def literals_of(text: bytes, where: Literals, at_start: bool, at_end: bool) -> list[bytes]:
@@ -249,7 +265,7 @@ class Regex(Leaf):
         groups = regex_literals(self.pattern, self.flags, spec.literals)
         if not groups:
             return [TRUE]
-        best = max(groups, key=lambda group: (min(len(literal) for literal in group), -len(group)))
+        best = max(groups, key=lambda group: (min(map(telling, group)), -len(group)))
         return [Conjunction(literals=frozenset({AnyLiteral(spec.literals.tails, frozenset(best))}))]
 
 
@@ -271,7 +287,7 @@ def _collect(parsed: Any, where: Literals, groups: list[set[bytes]]) -> None:
     def finish() -> None:
         if run:
             options = literals_of("".join(run).encode("utf-8"), where, at_start=False, at_end=False)
-            best = max((o for o in options if len(o) >= 2), key=len, default=None)
+            best = max((o for o in options if len(o) >= 2), key=telling, default=None)
             if best is not None:
                 groups.append({best})
             run.clear()
@@ -443,9 +459,7 @@ def all_of(found: Sequence[Alternatives]) -> Alternatives:
         if alternatives == [TRUE]:
             continue
         if len(out) * len(alternatives) > MAX_ALTERNATIVES:
-            if out != [TRUE]:
-                continue
-            alternatives = weaken(alternatives)
+            continue  # what was taken in before is at least as telling
         out = merged(
             [Conjunction(a.masks | b.masks, a.literals | b.literals) for a in out for b in alternatives],
         )

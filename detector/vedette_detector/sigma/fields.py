@@ -388,7 +388,7 @@ def categories() -> dict[str, Category]:
         _category(
             "file_event",
             "A file was opened for writing, removed, renamed, linked or had its mode changed; attempts too.",
-            {"open": ([*opens, *flags], _WRITES), **files},  # type: ignore[dict-item]
+            {"open": ([*opens, *flags], _WRITES), **files},
         ),
         _category("file_access", "A file was opened, for whatever; attempts too.", {"open": ([*opens, *flags], ())}),
         _category("file_delete", "A name was removed; attempts too.", {"unlink": (_file_fields("unlink", "path"), ())}),
