@@ -49,8 +49,8 @@ STOP_TIMEOUT_S = 15.0
 READY_TIMEOUT_S = 60.0
 """Time for the detector to listen. Loading rules takes about a second; rebuilding history after a crash longer."""
 
-EXIT_USAGE = 2
-"""Exit code by which a part says that its settings are wrong: no restart helps."""
+EXIT_WRONG_SETTINGS = frozenset({2, 78})
+"""Exit codes by which a part says that its settings are wrong, so that no restart helps: argparse's, and EX_CONFIG."""
 
 
 def restart_pause(failures: int) -> float:
@@ -318,7 +318,7 @@ class Supervisor:
         part.process = None
         part.failures += 1
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        if code == EXIT_USAGE and not part.worked:
+        if code in EXIT_WRONG_SETTINGS and not part.worked:
             self.log(f"the {part.name} {how}: its settings are wrong, the lines above say which")
             return True
         if part.failures >= GIVE_UP_AFTER and not part.worked:
