@@ -15,7 +15,6 @@ import importlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +43,8 @@ class Agent:
     def __init__(self, options: Settings, log: Log) -> None:
         self._options = options
         self._log = log
-        self._stopping = threading.Event()
+        # A plain flag: an Event's lock could be held by the very thread that the signal handler interrupts.
+        self._stopping = False
         self._started_ns = time.time_ns()
         self._boot_id = host.boot_id()
         self._ec2: host.Ec2Identity | None = None
@@ -52,7 +52,7 @@ class Agent:
 
     def stop(self, *_: object) -> None:
         """Ask the agent to end (signal handler)."""
-        self._stopping.set()
+        self._stopping = True
 
     def run(self) -> None:
         """Run until stopped.
@@ -115,8 +115,9 @@ class Agent:
                 return Spool(self._options.spool_dir, self._options.spool_limit, warn=self._warn_spool)
             except SpoolBusyError:
                 # An agent that is being replaced needs a moment to end.
-                if time.monotonic() > deadline or self._stopping.wait(0.1):
+                if time.monotonic() > deadline or self._stopping:
                     raise
+                time.sleep(0.1)
 
     def _warn_spool(self, reason: str, details: dict[str, Any]) -> None:
         self._log.repeated("warning", f"spool: {reason}", every_s=10.0, **details)
@@ -218,7 +219,7 @@ class Agent:
     def _loop(self, snapshotter: Snapshotter) -> None:
         drain, hasher = self._drain, self._hasher
         next_hashes = 0.0
-        while not self._stopping.is_set():
+        while not self._stopping:
             now = time.monotonic()
             wait = drain.step(now)
             if drain.spool_full:
@@ -236,7 +237,7 @@ class Agent:
                     next_hashes = now + 0.25
                     self._move_hashes(hasher)
             if wait > 0:
-                self._stopping.wait(wait)
+                time.sleep(wait)
 
     def _move_snapshot(self, snapshotter: Snapshotter) -> None:
         for count, records in snapshotter.poll():

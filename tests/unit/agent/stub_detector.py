@@ -108,17 +108,20 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-    block_on_close = False
-
-
-class _TcpServer(ThreadingHTTPServer):
+class _Quiet:
     daemon_threads = True
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that does not trust us breaks off the handshake; that is what some tests want."""
+        """A client that is killed or does not trust us breaks off; that is what some tests want."""
+
+
+class _UnixServer(_Quiet, socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    pass
+
+
+class _TcpServer(_Quiet, ThreadingHTTPServer):
+    pass
 
 
 def serve_unix(detector: StubDetector, path: Path) -> str:

@@ -1,0 +1,290 @@
+"""The agent as a process on the real kernel: privileges, kills, hand-over, end. The detector is a stub."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent_process import AgentWorld, compile_load
+
+from vedette_agent.privileges import KEPT
+from vedette_events.framing import BatchFlags, BatchHeader
+
+pytestmark = pytest.mark.usefixtures("bpf_object")
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cc") is None:
+        pytest.skip("the load generator needs a C compiler")
+    return compile_load(tmp_path_factory.mktemp("load"))
+
+
+@pytest.fixture
+def world(needs_root: None) -> Iterator[AgentWorld]:
+    made = AgentWorld()
+    yield made
+    print(made.log.read_text(errors="replace"), file=sys.stderr)
+    made.close()
+
+
+def from_ring(batches: list[BatchHeader]) -> int:
+    return sum(b.count for b in batches if b.ring_to > b.ring_from)
+
+
+def test_what_runs_is_seen_and_what_ran_before_is_in_the_snapshot(world: AgentWorld) -> None:
+    sleeper = subprocess.Popen(["sleep", "1000"], stdin=subprocess.DEVNULL)
+    world.start()
+    world.detector.wait_for(lambda: any(b.flags & BatchFlags.SNAPSHOT for b in world.detector.batches))
+    runner = subprocess.run(["/bin/echo", "a\nb", "\udcff"], stdout=subprocess.DEVNULL, check=True)
+    assert runner.returncode == 0
+    assert world.stop() == 0
+    sleeper.kill()
+    sleeper.wait()
+
+    execs = [values for name, values in world.events() if name == "exec"]
+    (echo,) = [v for v in execs if v["argv"] == b"/bin/echo\0a\nb\0\xff\0"]
+    assert echo["ppid"] == os.getpid()
+    assert not echo["flags"] & 8
+    (sleep,) = [v for v in execs if v["pid"] == sleeper.pid]
+    assert sleep["flags"] & 8
+    assert (sleep["argv"], sleep["ppid"], sleep["stdin_kind"]) == (b"sleep\x001000\0", os.getpid(), 8)
+    assert sleep["cwd"] == os.fsencode(os.getcwd())
+    # The snapshot's cgroup ids are the kernel's: both children were started in this process's cgroup.
+    assert sleep["cgroup"] == echo["cgroup"] != 0
+    last = world.detector.batches[-1]
+    assert last.flags == BatchFlags.FINAL
+    assert last.counters.emitted == from_ring(world.detector.batches)
+    assert last.counters.dropped == 0
+    assert [p for p in world.pins.iterdir() if p.is_dir()] == []
+
+
+def test_the_running_agent_has_four_capabilities_and_no_way_back(world: AgentWorld) -> None:
+    world.start()
+    assert world.process is not None
+    threads = list(Path(f"/proc/{world.process.pid}/task").iterdir())
+    assert len(threads) >= 2
+    for thread in threads:
+        status = dict(line.split(":", 1) for line in (thread / "status").read_text().splitlines())
+        assert status["Uid"].split() == ["65534"] * 4
+        assert status["Groups"].strip() == ""
+        assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == sum(1 << cap for cap in KEPT)
+        assert int(status["CapBnd"], 16) == int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
+        assert status["NoNewPrivs"].strip() == "1"
+    assert world.stop() == 0
+
+
+def test_kill_9_at_any_instant_under_load_loses_and_doubles_nothing(world: AgentWorld, load: Path) -> None:
+    # The ring takes in what happens while no agent runs, also when some are killed before they have begun to drain.
+    options = ("--ring-bytes", "64MiB")
+    count, rate = 1_000_000, 50_000
+    chance = random.Random(1)
+    world.start(*options)
+    storm = subprocess.Popen([load, "storm", "0", str(count), str(rate)], stdout=subprocess.DEVNULL)
+    kills = 0
+    while storm.poll() is None:
+        # Some have hardly started, most are in the middle of their work.
+        time.sleep(chance.uniform(0.0, 0.4) if chance.random() < 0.3 else chance.uniform(0.4, 1.4))
+        world.kill()
+        kills += 1
+        world.launch(*options)
+    assert storm.returncode == 0
+    beats = len(world.detector.heartbeats)
+    world.detector.wait_for(lambda: len(world.detector.heartbeats) > beats)
+    assert world.stop() == 0
+
+    batches = world.detector.batches
+    last = batches[-1]
+    assert kills >= 8
+    assert {b.session for b in batches} == {last.session}
+    assert last.counters.dropped == 0
+    unique = {b.sequence: b for b in batches}
+    assert sorted(unique) == list(range(1, last.sequence + 1))
+    assert from_ring(list(unique.values())) == last.counters.emitted
+    seen: set[int] = set()
+    kept = [r for b, r in zip(batches, world.detector.records, strict=True) if _first(b.sequence, seen)]
+    world.detector.records = kept
+    numbers = world.storm_numbers()
+    assert len(numbers) == count
+    assert set(numbers.values()) == {1}
+
+
+def _first(sequence: int, seen: set[int]) -> bool:
+    if sequence in seen:
+        return False
+    seen.add(sequence)
+    return True
+
+
+def test_a_detector_that_goes_away_and_comes_back_misses_nothing(world: AgentWorld, load: Path) -> None:
+    world.start()
+    world.detector.stop()
+    subprocess.run([load, "storm", "0", "200000", "100000"], check=True, stdout=subprocess.DEVNULL)
+    world.listen()
+    beats = len(world.detector.heartbeats)
+    world.detector.wait_for(lambda: len(world.detector.heartbeats) > beats)
+    assert world.stop() == 0
+
+    numbers = world.storm_numbers()
+    assert len(numbers) == 200_000
+    assert [b.sequence for b in world.detector.batches] == list(range(1, len(world.detector.batches) + 1))
+
+
+def test_an_agent_that_leaves_the_programs_attached_hands_over_without_a_gap(world: AgentWorld) -> None:
+    world.start("--keep-attached")
+    world.detector.wait_for(lambda: any(b.flags & BatchFlags.SNAPSHOT for b in world.detector.batches))
+    assert world.stop() == 0
+    session = world.detector.batches[-1].session
+    subprocess.run(["/bin/echo", "between two agents"], check=True, stdout=subprocess.DEVNULL)
+    world.start()
+    assert world.stop() == 0
+
+    assert {b.session for b in world.detector.batches} == {session}
+    assert [b.sequence for b in world.detector.batches] == list(range(1, len(world.detector.batches) + 1))
+    argvs = [v["argv"] for name, v in world.events() if name == "exec"]
+    assert argvs.count(b"/bin/echo\0between two agents\0") == 1
+    assert sum(1 for b in world.detector.batches if b.flags & BatchFlags.SNAPSHOT) == 1
+
+
+def test_a_spool_that_was_lost_begins_a_new_session(world: AgentWorld) -> None:
+    world.start()
+    subprocess.run(["/bin/true"], check=True)
+    world.detector.wait_for(lambda: from_ring(world.detector.batches) > 0)
+    world.kill()
+    old = world.detector.batches[-1].session
+    shutil.rmtree(world.spool)
+    world.start()
+    assert world.stop() == 0
+
+    new = [b for b in world.detector.batches if b.session != old]
+    assert [b.sequence for b in new] == list(range(1, len(new) + 1))
+    assert "loading anew" in world.log.read_text()
+
+
+def test_programs_of_another_size_are_drained_before_the_new_ones_are_reported(world: AgentWorld) -> None:
+    world.start("--keep-attached")
+    assert world.stop() == 0
+    old = world.detector.batches[-1].session
+    subprocess.run(["/bin/echo", "still in the old ring"], check=True, stdout=subprocess.DEVNULL)
+    world.start("--ring-bytes", "1MiB")
+    assert world.stop() == 0
+
+    sessions = [b.session for b in world.detector.batches]
+    assert sessions == sorted(sessions)
+    assert len(set(sessions)) == 2
+    final = [b for b in world.detector.batches if b.session == old][-1]
+    assert final.flags == BatchFlags.FINAL
+    assert final.counters.emitted == from_ring([b for b in world.detector.batches if b.session == old])
+    argvs = [v["argv"] for name, v in world.events() if name == "exec"]
+    assert argvs.count(b"/bin/echo\0still in the old ring\0") == 1
+
+
+def test_new_filters_are_in_force_within_the_next_answer(world: AgentWorld, tmp_path: Path) -> None:
+    secret = tmp_path / "very-secret"
+    secret.write_text("")
+    world.start()
+    secret.read_text()
+    world.detector.filters = {"version": "f1", "open_names": ["very-secret"], "disabled_types": ["fork"]}
+    subprocess.run(["/bin/true"], check=True)
+    world.detector.wait_for(lambda: any(h.get("x-vedette-filters") == "f1" for _, h, _ in world.detector.requests))
+    secret.read_text()
+    assert world.stop() == 0
+
+    opens = [v for name, v in world.events() if name == "open" and v["path"].endswith(b"/very-secret")]
+    assert len([v for v in opens if v["oflags"] & os.O_ACCMODE == os.O_RDONLY]) == 1
+
+
+def test_an_executable_is_hashed_once(world: AgentWorld, tmp_path: Path) -> None:
+    import hashlib
+
+    program = world.directory / "program"
+    shutil.copy("/bin/sleep", program)
+    program.chmod(0o755)
+    world.start()
+    subprocess.run([program, "0.4"], check=True)
+    subprocess.run([program, "0.4"], check=True)
+    world.detector.wait_for(lambda: any(name == "file_hash" for name, _ in world.events()))
+    assert world.stop() == 0
+
+    info = program.stat()
+    hashes = [v for name, v in world.events() if name == "file_hash" and v["ino"] == info.st_ino]
+    assert [v["sha256"] for v in hashes] == [hashlib.sha256(program.read_bytes()).digest()]
+    assert (hashes[0]["length"], hashes[0]["ctime"]) == (info.st_size, info.st_ctime_ns)
+
+
+def test_it_starts_as_an_ordinary_user_with_capabilities(world: AgentWorld) -> None:
+    """As in a container: nothing is prepared by root but the directories and the bpffs."""
+    import zstandard
+
+    import vedette_agent
+    import vedette_events
+
+    python = "/usr/bin/python3"
+    if not Path(python).exists() or sys.version_info[:2] != _version(python):
+        pytest.skip("needs a Python of the same version that every user may run")
+    world.spool.mkdir(mode=0o700)
+    os.chown(world.spool, 65534, 65534)
+    world.pins.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "vedette-test", str(world.pins)], check=True)
+    os.chown(world.pins, 65534, 65534)
+    roots = {Path(m.__file__ or "").parents[1] for m in (vedette_agent, vedette_events, zstandard)}
+    capabilities = "+bpf,+perfmon,+net_admin,+sys_ptrace"
+    world.start(
+        prefix=(
+            *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
+            *("--inh-caps", "-all," + capabilities, "--ambient-caps", "-all," + capabilities),
+            *("--bounding-set", "-all," + capabilities),
+        ),
+        python=python,
+        env={"PYTHONPATH": ":".join(map(str, roots)), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd="/",
+    )
+    subprocess.run(["/bin/echo", "ordinary"], check=True, stdout=subprocess.DEVNULL)
+    world.kill()
+    world.start(
+        prefix=(
+            *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
+            *("--inh-caps", "-all," + capabilities, "--ambient-caps", "-all," + capabilities),
+            *("--bounding-set", "-all," + capabilities),
+        ),
+        python=python,
+        env={"PYTHONPATH": ":".join(map(str, roots)), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd="/",
+    )
+    assert world.stop() == 0
+
+    argvs = [v["argv"] for name, v in world.events() if name == "exec"]
+    assert argvs.count(b"/bin/echo\0ordinary\0") == 1
+    assert len({b.session for b in world.detector.batches}) == 1
+    assert world.detector.batches[-1].counters.emitted == from_ring(world.detector.batches)
+
+
+def _version(python: str) -> tuple[int, ...]:
+    script = "import sys; print(*sys.version_info[:2])"
+    return tuple(map(int, subprocess.run([python, "-c", script], capture_output=True, check=True).stdout.split()))
+
+
+def test_a_second_agent_on_the_same_spool_gives_up(world: AgentWorld) -> None:
+    world.start()
+    command = [sys.executable, "-m", "vedette_agent", "--spool-dir", str(world.spool), "--pin-dir", str(world.pins)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert world.stop() == 0
+
+    assert second.returncode == 3
+    assert "reason=SpoolBusy" in second.stderr
+
+
+def test_bad_options_are_all_named_at_once() -> None:
+    command = [sys.executable, "-m", "vedette_agent", "--endpoint", "ftp://x", "--ring-bytes", "5000", "--uid", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    assert done.returncode == 2
+    for text in ("endpoint 'ftp://x'", "--ring-bytes 5000", "--uid 0", "reason=InvalidSettings"):
+        assert text in done.stderr
