@@ -425,7 +425,10 @@ EVENT_TYPES: tuple[EventType, ...] = (
         "connect",
         "connect(2), or the first datagram to an address (sendto, sendmsg); failed attempts too.",
         SOCK,
-        (Tail("path", "path", _NAME, "Path of a unix socket as passed; a leading NUL marks an abstract name."),),
+        (
+            Tail("path", "path", _NAME, "Path of a unix socket as passed; a leading NUL marks an abstract name."),
+            Tail("bound_path", "path", _PATH, "Where the listener's socket file lies, in the listener's mounts."),
+        ),
     ),
     EventType(
         17,

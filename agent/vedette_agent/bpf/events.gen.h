@@ -506,9 +506,11 @@ struct vd_connect {
 	__u32 raddr[4];	/* Remote address. */
 	__u64 sock_ino;	/* Inode of the socket; joins with the stdio inodes of exec. */
 	__u16 path_len;	/* path: Path of a unix socket as passed; a leading NUL marks an abstract name. */
+	__u16 bound_path_len;	/* path: Where the listener's socket file lies, in the listener's mounts. */
 };
 #define VD_CONNECT_FIXED 136
 #define VD_CONNECT_PATH_LIMIT 256
+#define VD_CONNECT_BOUND_PATH_LIMIT 4096
 _Static_assert(sizeof(struct vd_connect) == VD_CONNECT_FIXED, "vd_connect: size");
 _Static_assert(__builtin_offsetof(struct vd_connect, family) == 72, "vd_connect.family: offset");
 _Static_assert(__builtin_offsetof(struct vd_connect, sock_type) == 74, "vd_connect.sock_type: offset");
@@ -521,6 +523,7 @@ _Static_assert(__builtin_offsetof(struct vd_connect, laddr) == 88, "vd_connect.l
 _Static_assert(__builtin_offsetof(struct vd_connect, raddr) == 104, "vd_connect.raddr: offset");
 _Static_assert(__builtin_offsetof(struct vd_connect, sock_ino) == 120, "vd_connect.sock_ino: offset");
 _Static_assert(__builtin_offsetof(struct vd_connect, path_len) == 128, "vd_connect.path_len: offset");
+_Static_assert(__builtin_offsetof(struct vd_connect, bound_path_len) == 130, "vd_connect.bound_path_len: offset");
 
 /* A socket was bound to an address. */
 struct vd_bind {
