@@ -5,9 +5,12 @@ Arrays are returned as bytes, for `numpy.frombuffer`. The implementation is ``_c
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
+import numpy.typing as npt
 from typing_extensions import Buffer
+
+_Array = Buffer | npt.NDArray[Any]
 
 MAX_TYPES: int
 MAX_TAILS: int
@@ -44,22 +47,22 @@ def keep_freed_memory(limit: int = 256 << 20, /) -> None:
         ValueError: more than 2 GiB.
     """
 
-def basename_hashes(heap: bytes, offsets: Buffer, /) -> bytes:
+def basename_hashes(heap: bytes, offsets: _Array, /) -> bytes:
     """FNV-1a (uint64) of each tail's bytes after its last slash."""
 
-def tail_hashes(heap: bytes, offsets: Buffer, /) -> bytes:
+def tail_hashes(heap: bytes, offsets: _Array, /) -> bytes:
     """FNV-1a (uint64) of each tail's bytes."""
 
 def fnv1a(data: Buffer, /) -> int:
     """64-bit FNV-1a hash."""
 
-def dns_names(heap: bytes, offsets: Buffer, /) -> tuple[bytes, bytes]:
+def dns_names(heap: bytes, offsets: _Array, /) -> tuple[bytes, bytes]:
     """The first question's name in each DNS message: a heap of lower-case text without the final dot.
 
     Labels are joined by dots whatever their bytes; empty for the root and for messages that cannot be read.
     """
 
-def dns_match(heap: bytes, offsets: Buffer, table: Buffer, /) -> bytes:
+def dns_match(heap: bytes, offsets: _Array, table: _Array, /) -> bytes:
     """Rows (uint32, ascending) of DNS messages that ask for a name of the table or for one below it.
 
     Args:
@@ -83,7 +86,7 @@ class Matcher:
 
     def __new__(cls, literals: Sequence[bytes]) -> Matcher: ...
     def __len__(self) -> int: ...
-    def search(self, heap: bytes, offsets: Buffer, /) -> tuple[bytes, bytes]:
+    def search(self, heap: bytes, offsets: _Array, /) -> tuple[bytes, bytes]:
         """Pairs of (row, index of the literal), as two uint32 arrays of equal length; each pair once, in no order."""
 
 @final
