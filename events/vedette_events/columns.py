@@ -155,7 +155,8 @@ class Splitter:
             code: [t.name for t in schema.tails_of(e, current)[len(self._tails[code]) :]]
             for code, e in self._by_code.items()
         }
-        self._layouts = b"".join(self._layout(code) for code in range(_native.MAX_TYPES))
+        self.layouts = b"".join(self._layout(code) for code in range(_native.MAX_TYPES))
+        """The table that `_native.split` takes: one ``struct vd_layout`` per type code."""
 
     def _layout(self, code: int) -> bytes:
         """What the C core knows of a type (struct vd_layout)."""
@@ -173,7 +174,7 @@ class Splitter:
             BadRecordError: the first record that is malformed; nothing of the batch is to be used.
         """
         try:
-            parts = _native.split(records, self._layouts)
+            parts = _native.split(records, self.layouts)
         except _native.SplitError as error:
             problem, index, offset, code, tail, value, bound = error.args
             raise BadRecordError(index, offset, self._describe(problem, code, tail, value, bound)) from None
