@@ -159,8 +159,10 @@ struct pid {
 	struct hlist_head tasks[4];
 	struct upid numbers[1];
 };
+struct net;
 struct nsproxy {
 	struct mnt_namespace *mnt_ns;
+	struct net *net_ns;
 };
 struct mm_struct {
 	unsigned long start_brk, brk, start_stack;
@@ -224,14 +226,18 @@ struct linux_binprm {
 	unsigned int secureexec : 1;
 };
 struct pt_regs {
-	unsigned long r10, r9, r8, cx, dx, si, di, bx, bp, ax, orig_ax;
+	unsigned long r10, r9, r8, cx, dx, si, di, bx, bp, ax, orig_ax, sp;
 };
 
 /* Network */
 struct in6_addr {
 	u32 words[4]; /* opaque: only its address is taken */
 };
+typedef struct {
+	struct net *net;
+} possible_net_t;
 struct sock_common {
+	possible_net_t skc_net;
 	u16 skc_family;
 	u8 skc_state;
 	u32 skc_daddr, skc_rcv_saddr;

@@ -2,16 +2,6 @@
 /* exec, exit and fork. */
 #include "record.h"
 
-static __always_inline void creds_now(struct creds *c, struct task_struct *task, u64 start)
-{
-	c->start = start;
-	bpf_core_read(&c->caps, sizeof(c->caps), &GET(task, cred)->cap_effective);
-	c->uid = GET(task, cred, uid.val);
-	c->euid = GET(task, cred, euid.val);
-	c->gid = GET(task, cred, gid.val);
-	c->egid = GET(task, cred, egid.val);
-}
-
 /* Process id in the innermost namespace of the process, and that namespace's inode. */
 static __always_inline u32 namespace_pid(struct task_struct *task, u32 *inum)
 {

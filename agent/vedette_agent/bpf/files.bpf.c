@@ -71,10 +71,9 @@ static __always_inline int failed_open(struct scratch *s, struct task_struct *ta
 	bool write = (flags & O_ACCMODE) || (flags & O_CREAT);
 	if (!write && !wanted_tail(r->path_len) && !(settings.options & OPTION_ALL_OPENS))
 		return 0;
-	if (seen_tails(s, task, VD_EVENT_OPEN, sizeof(*r), result, flags | (u64)(u32)dfd << 32))
-		return 0;
 	r->dir_len = append_directory(s, task, dfd, r->path_len);
-	finish(s);
+	if (!seen_tails(s, task, VD_EVENT_OPEN, sizeof(*r), result, flags))
+		finish(s);
 	return 0;
 }
 
@@ -144,5 +143,115 @@ SYSCALL_EXIT(open)
 	case 304: /* open_by_handle_at has no path; that it was tried is what matters (a way out of containers) */
 		return failed_open(s, task, &call, call.a[0], 0, (u32)call.a[2] | O_CREAT, 0, ret);
 	}
+	return 0;
+}
+
+/* unlink, unlinkat, rmdir */
+SYSCALL_EXIT(unlink)
+{
+	struct task_struct *task = current_task();
+	struct scratch *s = get_scratch();
+	struct call call;
+	if (!s || !wanted_type(VD_EVENT_UNLINK) || is_own(task))
+		return 0;
+	load_call(&call, task, regs);
+	struct vd_unlink *r = BEGIN(vd_unlink, VD_EVENT_UNLINK, s, task, ret);
+	s32 dfd = AT_FDCWD;
+	u64 path = call.a[0];
+	if (call.number == 263) {
+		dfd = call.a[0];
+		path = call.a[1];
+		r->at_flags = call.a[2];
+	} else if (call.number == 84) {
+		r->at_flags = 0x200; /* AT_REMOVEDIR */
+	}
+	r->path_len = append_user_string(s, path, PATH_LIMIT);
+	r->dir_len = append_directory(s, task, dfd, r->path_len);
+	if (!seen_tails(s, task, VD_EVENT_UNLINK, sizeof(*r), ret, r->at_flags))
+		finish(s);
+	return 0;
+}
+
+/* rename, renameat, renameat2, link, linkat: vd_rename and vd_link have the same form */
+_Static_assert(sizeof(struct vd_rename) == sizeof(struct vd_link), "two names");
+SYSCALL_EXIT(rename_link)
+{
+	struct task_struct *task = current_task();
+	struct scratch *s = get_scratch();
+	struct call call;
+	if (!s || is_own(task))
+		return 0;
+	load_call(&call, task, regs);
+	u32 type = call.number == 86 || call.number == 265 ? VD_EVENT_LINK : VD_EVENT_RENAME;
+	if (!wanted_type(type))
+		return 0;
+	struct vd_rename *r = BEGIN(vd_rename, type, s, task, ret);
+	s32 from = AT_FDCWD, to = AT_FDCWD;
+	u64 path = call.a[0], new_path = call.a[1];
+	if (call.number != 82 && call.number != 86) {
+		from = call.a[0];
+		path = call.a[1];
+		to = call.a[2];
+		new_path = call.a[3];
+		if (call.number != 264)
+			r->at_flags = call.a[4];
+	}
+	r->path_len = append_user_string(s, path, PATH_LIMIT);
+	r->dir_len = append_directory(s, task, from, r->path_len);
+	u32 length = append_user_string(s, new_path, PATH_LIMIT);
+	r->new_path_len = length;
+	r->new_dir_len = append_directory(s, task, to, length);
+	if (!seen_tails(s, task, type, sizeof(*r), ret, r->at_flags))
+		finish(s);
+	return 0;
+}
+
+/* symlink, symlinkat */
+SYSCALL_EXIT(symlink)
+{
+	struct task_struct *task = current_task();
+	struct scratch *s = get_scratch();
+	struct call call;
+	if (!s || !wanted_type(VD_EVENT_SYMLINK) || is_own(task))
+		return 0;
+	load_call(&call, task, regs);
+	struct vd_symlink *r = BEGIN(vd_symlink, VD_EVENT_SYMLINK, s, task, ret);
+	s32 dfd = AT_FDCWD;
+	u64 new_path = call.a[1];
+	if (call.number == 266) {
+		dfd = call.a[1];
+		new_path = call.a[2];
+	}
+	r->path_len = append_user_string(s, call.a[0], PATH_LIMIT);
+	u32 length = append_user_string(s, new_path, PATH_LIMIT);
+	r->new_path_len = length;
+	r->new_dir_len = append_directory(s, task, dfd, length);
+	if (!seen_tails(s, task, VD_EVENT_SYMLINK, sizeof(*r), ret, 0))
+		finish(s);
+	return 0;
+}
+
+/* chmod, fchmod, fchmodat, fchmodat2 */
+SYSCALL_EXIT(chmod)
+{
+	struct task_struct *task = current_task();
+	struct scratch *s = get_scratch();
+	struct call call;
+	if (!s || !wanted_type(VD_EVENT_CHMOD) || is_own(task))
+		return 0;
+	load_call(&call, task, regs);
+	struct vd_chmod *r = BEGIN(vd_chmod, VD_EVENT_CHMOD, s, task, ret);
+	if (call.number == 91) {
+		r->mode = call.a[1];
+		r->path_len = append_file_path(s, file_of(task, (s32)call.a[0]));
+	} else {
+		bool at = call.number != 90;
+		s32 dfd = at ? (s32)call.a[0] : AT_FDCWD;
+		r->mode = at ? call.a[2] : call.a[1];
+		r->path_len = append_user_string(s, at ? call.a[1] : call.a[0], PATH_LIMIT);
+		r->dir_len = append_directory(s, task, dfd, r->path_len);
+	}
+	if (!seen_tails(s, task, VD_EVENT_CHMOD, sizeof(*r), ret, r->mode))
+		finish(s);
 	return 0;
 }

@@ -129,9 +129,40 @@ struct scratch {
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2); /* SCRATCH_* */
 	__type(key, u32);
 	__type(value, struct scratch);
 } scratches SEC(".maps");
+#define SCRATCH_PROCESS 0
+#define SCRATCH_NETWORK 1
+
+/* Who uses a port: lets an answer, which arrives in nobody's context, be told together with who asked. */
+struct dns_key {
+	u32 laddr[4];
+	u16 lport;
+	u16 protocol;
+};
+struct identity {
+	u64 cgroup, start;
+	u32 pid, tid, ppid, uid, euid, flags;
+	char comm[16];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct dns_key);
+	__type(value, struct identity);
+} dns_clients SEC(".maps");
+
+/* One packet passes several devices (bond, bridge, veth): it is reported at the first. */
+struct packet_key {
+	u64 sock, question, ports;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct packet_key);
+	__type(value, u64);
+} dns_packets SEC(".maps");
 
 #endif

@@ -16,10 +16,14 @@
  */
 #define CLAMP(variable, limit) asm volatile("if %0 <= %1 goto +1\n\t%0 = %1" : "+r"(variable) : "i"(limit))
 
+static __always_inline struct scratch *scratch_of(u32 which)
+{
+	return bpf_map_lookup_elem(&scratches, &which);
+}
+
 static __always_inline struct scratch *get_scratch(void)
 {
-	u32 zero = 0;
-	return bpf_map_lookup_elem(&scratches, &zero);
+	return scratch_of(SCRATCH_PROCESS);
 }
 
 static __always_inline bool wanted_type(u32 type)
@@ -157,9 +161,9 @@ __noinline int walk_path(u64 mnt, u64 dentry, u64 root_mnt, u64 root_dentry)
 #define KERNFS_DEPTH 24
 
 /* Path of a cgroup below its hierarchy's root, into scratch->path. */
-__noinline int walk_kernfs(u64 node)
+__noinline int walk_kernfs(u32 which, u64 node)
 {
-	struct scratch *s = get_scratch();
+	struct scratch *s = scratch_of(which);
 	if (!s)
 		return 0;
 	u32 partial = 1;
@@ -238,10 +242,10 @@ static __always_inline void fill_header(struct vd_header *h, struct task_struct 
 	bpf_core_read(h->comm, sizeof(h->comm), &task->comm);
 }
 
-/* Emit the CGROUP record of `node` from process scratch. */
-__noinline int announce_cgroup(u64 node, u64 id)
+/* Emit the CGROUP record of `node`. */
+__noinline int announce_cgroup(u32 which, u64 node, u64 id)
 {
-	struct scratch *s = get_scratch();
+	struct scratch *s = scratch_of(which);
 	if (!s)
 		return 0;
 	struct vd_cgroup *r = (void *)s->record;
@@ -249,7 +253,7 @@ __noinline int announce_cgroup(u64 node, u64 id)
 	fill_header(&r->header, current_task(), VD_EVENT_CGROUP, 0);
 	r->header.cgroup = id;
 	r->hierarchy = config.hierarchy;
-	if (walk_kernfs(node))
+	if (walk_kernfs(which, node))
 		r->header.flags |= VD_COMMON_PATH_PARTIAL;
 	u64 at = s->path_start, length = s->path_length;
 	CLAMP(at, PATH_LIMIT);
@@ -262,20 +266,20 @@ __noinline int announce_cgroup(u64 node, u64 id)
 	return 0;
 }
 
-static __always_inline u64 note_cgroup(struct task_struct *task)
+static __always_inline u64 note_cgroup(u32 which, struct task_struct *task)
 {
 	u64 node = cgroup_node(task), id = 0, one = 1;
 	bpf_core_read(&id, 8, &((struct kernfs_node *)node)->id);
 	if (id && !bpf_map_lookup_elem(&seen_cgroups, &id)) {
 		bpf_map_update_elem(&seen_cgroups, &id, &one, BPF_ANY);
-		announce_cgroup(node, id);
+		announce_cgroup(which, node, id);
 	}
 	return id;
 }
 
 static __always_inline void *begin_record(struct scratch *s, struct task_struct *task, u16 type, u32 size, s32 result)
 {
-	u64 cgroup = note_cgroup(task); /* uses the scratch itself: first */
+	u64 cgroup = note_cgroup(SCRATCH_PROCESS, task); /* uses the scratch itself: first */
 	struct vd_header *h = (void *)s->record;
 	__builtin_memset(h, 0, size);
 	fill_header(h, task, type, result);
@@ -391,6 +395,36 @@ static __always_inline u16 append_directory(struct scratch *s, struct task_struc
 		return append_path(s, (u64)BPF_CORE_READ(fs, pwd.mnt), (u64)BPF_CORE_READ(fs, pwd.dentry));
 	}
 	return append_file_path(s, file_of(task, dfd));
+}
+
+/* A path as passed, made absolute in front where it is relative: for tails that have no directory beside them. */
+static __always_inline u16 append_joined(struct scratch *s, struct task_struct *task, s32 dfd, u64 address)
+{
+	u32 begin = s->length;
+	u8 first = 0;
+	if (!address)
+		return 0;
+	if (bpf_probe_read_user(&first, 1, (void *)address)) {
+		HEADER(s)->flags |= VD_COMMON_FAULT;
+		return 0;
+	}
+	if (first != '/') {
+		append_directory(s, task, dfd, 0);
+		if (first) {
+			u8 *at = tail_at(s);
+			*at = '/';
+			s->length += 1;
+		}
+	}
+	if (first)
+		append_user_string(s, address, PATH_LIMIT);
+	u32 length = s->length - begin;
+	if (length > PATH_LIMIT) {
+		HEADER(s)->flags |= VD_COMMON_TRUNCATED;
+		length = PATH_LIMIT;
+		s->length = begin + length;
+	}
+	return length;
 }
 
 /* ---- deduplication ---- */
@@ -616,6 +650,29 @@ static __always_inline void fill_socket_file(struct sock_fields *out, struct fil
 	out->fd = fd;
 	out->sock_ino = BPF_CORE_READ(file, f_inode, i_ino);
 	fill_sock(out, sk);
+}
+
+/* ---- credentials ---- */
+
+static __always_inline void creds_now(struct creds *c, struct task_struct *task, u64 start)
+{
+	c->start = start;
+	bpf_core_read(&c->caps, sizeof(c->caps), &GET(task, cred)->cap_effective);
+	c->uid = GET(task, cred, uid.val);
+	c->euid = GET(task, cred, euid.val);
+	c->gid = GET(task, cred, gid.val);
+	c->egid = GET(task, cred, egid.val);
+}
+
+static __always_inline void fill_identity(struct identity *who, struct task_struct *task)
+{
+	who->start = GET(task, group_leader, start_boottime);
+	who->pid = GET(task, tgid);
+	who->tid = GET(task, pid);
+	who->ppid = GET(task, real_parent, tgid);
+	who->uid = GET(task, cred, uid.val);
+	who->euid = GET(task, cred, euid.val);
+	bpf_core_read(who->comm, sizeof(who->comm), &task->comm);
 }
 
 /* ---- the call ---- */
