@@ -55,9 +55,7 @@ def get(socket_path: Path, target: str) -> Any:
     try:
         content = json.loads(body)
     except ValueError:
-        raise CommandError(
-            "BadAnswer", f"the detector at {socket_path} answered no JSON (status {answer.status})"
-        ) from None
+        raise CommandError("BadAnswer", f"the detector answered no JSON ({answer.status})") from None
     if answer.status != 200:
         message = content.get("message", "") if isinstance(content, dict) else ""
         raise CommandError("BadAnswer", f"the detector answered {answer.status}: {message}")

@@ -66,6 +66,13 @@ def seconds(value: Any) -> float | None:
 def problems(data: dict[str, Any], now: float) -> Iterator[str]:
     """Yield what a person should know: silent agents, missing hooks, losses, broken rules."""
     detector = data.get("detector", {})
+    if detector.get("healthy") is False:
+        yield f"the detector is not well: {describe(detector.get('health'))}"
+    if detector.get("reload_error"):
+        yield f"rules or threat lists could not be read again: {detector['reload_error']}"
+    rules = detector.get("rules")
+    for failing in (rules.get("failing") or []) if isinstance(rules, dict) else []:
+        yield f"{failing.get('unit')} failed on {failing.get('event')} events: {failing.get('message')}"
     for error in rule_errors(detector):
         yield f"rule not loaded: {error}"
     for entry in detector.get("threat_lists") or []:
@@ -96,6 +103,15 @@ def problems(data: dict[str, Any], now: float) -> Iterator[str]:
                 yield f"{session}: the account does not balance, {unexplained} events unexplained"
 
 
+def describe(value: Any) -> str:
+    """Return nested values as one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {describe(item)}" for key, item in value.items() if item not in (None, "", [], {}))
+    if isinstance(value, list):
+        return "; ".join(describe(item) for item in value)
+    return str(value)
+
+
 def rule_errors(detector: dict[str, Any]) -> list[str]:
     """Return the errors of the rules as lines."""
     rules = detector.get("rules")
@@ -119,7 +135,8 @@ def print_status(data: dict[str, Any], now: float) -> None:
     rules = detector.get("rules")
     if isinstance(rules, dict):
         loaded, wrong = rules.get("loaded", 0), len(rules.get("errors") or [])
-        print_line(f"  rules         {show_count(loaded)} loaded" + (f", {wrong} errors" if wrong else ""))
+        detectors = f", {show_count(rules['detectors'])} detectors" if rules.get("detectors") else ""
+        print_line(f"  rules         {show_count(loaded)} loaded{detectors}" + (f", {wrong} errors" if wrong else ""))
     lists = detector.get("threat_lists") or []
     names = [str(entry.get("name", "?")) if isinstance(entry, dict) else str(entry) for entry in lists]
     print_line(f"  threat lists  {', '.join(names) if names else 'none'}")

@@ -1,0 +1,230 @@
+"""``vedette status`` against a real socket; the document is of the detector's form."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.cli.conftest import Vedette
+from vedette_cli.status import problems, seconds
+
+HOSTILE = "\x1b[31m[bold]\n\u202e\x9b"
+NOW = 1_769_860_800.0
+
+
+def document(**detector: Any) -> dict[str, Any]:
+    return {
+        "detector": {
+            "version": "0.1.0",
+            "healthy": True,
+            "health": "ok",
+            "workers": 2,
+            "rules": {"loaded": 34, "detectors": 9, "errors": [], "failing": []},
+            "threat_lists": [{"name": "feed", "file": "/l/feed.txt", "entries": 3, "errors": []}],
+            **detector,
+        },
+        "nodes": [node()],
+    }
+
+
+def node(**values: Any) -> dict[str, Any]:
+    account = {
+        "session": 5,
+        "emitted": 1200,
+        "received": 1200,
+        "outstanding": 0,
+        "spool_lost_events": 0,
+        "spool_lost_batches": 0,
+        "dropped": 0,
+        "deduplicated": 7,
+        "balance": "balanced",
+        "first_event_ns": int(NOW) * 10**9,
+    }
+    return {
+        "node": "web-1",
+        "agent_version": "0.1.0",
+        "host": {"kernel": "6.12.0", "arch": "x86_64"},
+        "hooks": [
+            {"event": "exec", "hook": "tp_btf/sched_process_exec", "state": "loaded", "reason": ""},
+            {
+                "event": "io_uring",
+                "hook": "tp_btf/io_uring_submit_req",
+                "state": "missing",
+                "reason": "not in this kernel",
+            },
+        ],
+        "spool": {"bytes": 2048, "batches": 1, "limit_bytes": 1 << 28},
+        "rss_bytes": 15 << 20,
+        "cpu_seconds": 1.25,
+        "heartbeat_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "rates": {"events_per_second": 1234.5},
+        "ledger": [{**account, **values.pop("account", {})}],
+        **values,
+    }
+
+
+Serve = Callable[..., None]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Answer on the detector's socket."""
+    (tmp_path / "run").mkdir()
+    answer: dict[str, Any] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def address_string(self) -> str:
+            return "unix"
+
+        def do_GET(self) -> None:
+            body = answer["body"]
+            self.send_response(answer.get("status", 200))
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    server = socketserver.ThreadingUnixStreamServer(str(tmp_path / "run" / "detector.sock"), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+
+    def serve(body: Any, status: int = 200) -> None:
+        answer.update(body=body if isinstance(body, bytes) else json.dumps(body).encode(), status=status)
+
+    yield serve
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_shows_what_is_watched(serve: Serve, vedette: Vedette) -> None:
+    serve(document())
+    result = vedette("status")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert re.sub(r"heard of \d+s ago", "heard of 0s ago", result.stdout).splitlines() == [
+        "Detector  0.1.0, 2 workers",
+        "  rules         34 loaded, 9 detectors",
+        "  threat lists  feed",
+        "",
+        "Node web-1  6.12.0 x86_64",
+        "  agent   version 0.1.0, 15.0 MiB, 1.2 s of CPU, heard of 0s ago",
+        "  rates   events per second 1,234",
+        "  spool   2.0 KiB of 256.0 MiB, 1 batches waiting",
+        "  hooks   1 of 2 loaded",
+        "  EVENT NOT WATCHED  HOOK                        STATE    REASON",
+        "  io_uring           tp_btf/io_uring_submit_req  missing  not in this kernel",
+        "  LEDGER SINCE (UTC)   EMITTED  RECEIVED  ON THE WAY  LOST  DROPPED  DEDUPLICATED  BALANCE",
+        "  2026-01-31 12:00:00    1,200     1,200           0     0        0             7  balanced",
+        "",
+        "1 problem",
+        "  - web-1: io_uring is not watched (tp_btf/io_uring_submit_req missing: not in this kernel)",
+    ]
+
+
+def test_check_turns_problems_into_an_exit_code(serve: Serve, vedette: Vedette) -> None:
+    serve(document())
+    assert vedette("status", "--check").exit_code == 1
+    good = document()
+    good["nodes"][0]["hooks"].pop()
+    serve(good)
+    result = vedette("status", "--check")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1] == "all is watched, nothing was lost"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"nodes": []}, "no agent has reported yet: nothing is watched"),
+        ({"nodes": [node(heartbeat_at=NOW - 100)]}, "web-1: the agent has been silent for 100s"),
+        (
+            {"nodes": [node(account={"dropped": 5000})]},
+            "web-1, session 5: 5,000 events dropped, the kernel's ring was full",
+        ),
+        (
+            {"nodes": [node(account={"spool_lost_events": 70})]},
+            "web-1, session 5: 70 events given up by the agent (spool full or batch refused)",
+        ),
+        (
+            {"nodes": [node(account={"balance": "unbalanced", "outstanding": -3})]},
+            "web-1, session 5: the account does not balance, -3 events unexplained",
+        ),
+        (
+            document(rules={"loaded": 1, "errors": [{"file": "a.yml", "line": 3, "message": "bad", "reason": "B"}]}),
+            "rule not loaded: a.yml:3: bad",
+        ),
+        (
+            document(threat_lists=[{"name": "x", "errors": [{"file": "x.txt", "line": 9, "message": "no address"}]}]),
+            "threat list: x.txt:9: no address",
+        ),
+        (document(healthy=False, health="StorageFull: no space"), "the detector is not well: StorageFull: no space"),
+        (
+            document(rules={"failing": [{"unit": "r1", "event": "exec", "message": "KeyError"}]}),
+            "r1 failed on exec events: KeyError",
+        ),
+        (
+            document(reload_error="Permission denied"),
+            "rules or threat lists could not be read again: Permission denied",
+        ),
+    ],
+)
+def test_names_each_problem(data: dict[str, Any], expected: str) -> None:
+    assert expected in list(problems(data, NOW))
+
+
+@pytest.mark.parametrize("form", ["table", "json", "yaml"])
+def test_nothing_of_an_attacker_acts_on_the_terminal(serve: Serve, vedette: Vedette, form: str) -> None:
+    hooks = [{"event": HOSTILE, "hook": HOSTILE, "state": HOSTILE, "reason": HOSTILE}]
+    hostile = document(version=HOSTILE, threat_lists=[{"name": HOSTILE}])
+    hostile["nodes"] = [node(node=HOSTILE, agent_version=HOSTILE, host={"kernel": HOSTILE}, hooks=hooks)]
+    serve(hostile)
+    result = vedette("status", "-o", form)
+    assert result.exit_code == 0
+    assert re.fullmatch(r"[\n\x20-\x7e]*", result.stdout)
+    assert "[bold]" in result.stdout
+
+
+def test_says_when_nothing_runs(vedette: Vedette, tmp_path: Path) -> None:
+    result = vedette("status")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[:2] == [
+        f"vedette: no detector listens at {tmp_path}/run/detector.sock",
+        "  Start it with: sudo vedette run",
+    ]
+
+
+def test_says_when_the_answer_is_none(serve: Serve, vedette: Vedette) -> None:
+    serve(b"<html>")
+    assert vedette("status").stderr == "vedette: the detector answered no JSON (200)\n"
+
+
+def test_a_detectors_refusal_is_shown(serve: Serve, vedette: Vedette) -> None:
+    serve({"reason": "Forbidden", "message": "not for \x1b you"}, 403)
+    assert vedette("status").stderr == "vedette: the detector answered 403: not for \\e you\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "result"),
+    [
+        (None, None),
+        ("", None),
+        ("x", None),
+        (0, None),
+        (NOW, NOW),
+        (int(NOW) * 10**9, NOW),
+        ("2026-01-31T12:00:00Z", NOW),
+    ],
+)
+def test_reads_times_in_every_form(value: Any, result: float | None) -> None:
+    assert seconds(value) == result
