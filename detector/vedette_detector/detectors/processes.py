@@ -1,0 +1,236 @@
+"""Judging processes: what kind of program one is, how it came here, whether its file can be trusted to be what it says.
+
+A name proves nothing, since whoever makes a file names it. So every judgement that lets something pass asks besides
+whether the file lies where packages install, was not changed since the container began, and was not written lately.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vedette_detector.engine.container import INITIAL_PID_NS
+from vedette_detector.engine.event import Event
+from vedette_detector.engine.history import NodeHistory, Process
+from vedette_events.schema import FileBits
+
+_CHANGED = FileBits.UPPER | FileBits.UNLINKED | FileBits.MEMFD | FileBits.TMPFS
+
+SYSTEM_DIRECTORIES: tuple[bytes, ...] = (
+    b"/usr/",
+    b"/bin/",
+    b"/sbin/",
+    b"/lib/",
+    b"/lib64/",
+    b"/opt/",
+    b"/snap/",
+    b"/nix/store/",
+    b"/var/lib/rancher/",
+    b"/var/lib/k0s/",
+    b"/home/linuxbrew/",
+)
+"""Where packages put programs and other users cannot."""
+
+SHELLS: frozenset[bytes] = frozenset(
+    {b"sh", b"bash", b"dash", b"ash", b"zsh", b"ksh", b"ksh93", b"mksh", b"csh", b"tcsh", b"fish", b"busybox", b"rbash"}
+    | {b"toybox", b"oksh", b"yash", b"pwsh", b"posh", b"elvish", b"nu", b"sash"}
+)
+
+INTERPRETERS: tuple[bytes, ...] = (
+    *(b"python", b"pypy", b"perl", b"ruby", b"php", b"lua", b"luajit", b"node", b"nodejs", b"deno", b"bun", b"tclsh"),
+    *(b"expect", b"gawk", b"mawk", b"awk", b"groovy", b"java", b"jshell", b"Rscript", b"guile", b"irb"),
+)
+"""Beginnings of interpreters' names: versions follow (python3.11)."""
+
+PACKAGE_MANAGERS: frozenset[bytes] = frozenset(
+    {b"dpkg", b"dpkg-deb", b"apt", b"apt-get", b"aptitude", b"unattended-upgrade", b"rpm", b"yum", b"dnf", b"dnf5"}
+    | {b"microdnf", b"zypper", b"apk", b"pacman", b"tdnf", b"emerge", b"xbps-install", b"opkg", b"nix", b"nix-daemon"}
+    | {b"snapd", b"flatpak", b"brew", b"conda", b"mamba", b"micromamba", b"pip", b"pip3", b"pipx", b"uv", b"poetry"}
+    | {b"npm", b"npx", b"yarn", b"pnpm", b"corepack", b"gem", b"bundle", b"bundler", b"composer", b"cpan", b"cpanm"}
+    | {b"luarocks", b"rustup", b"cargo", b"go", b"mvn", b"gradle", b"sdk", b"asdf", b"mise"}
+)
+BUILD_TOOLS: frozenset[bytes] = frozenset(
+    {
+        b"ld",
+        b"ld.bfd",
+        b"ld.gold",
+        b"ld.lld",
+        b"lld",
+        b"mold",
+        b"gold",
+        b"collect2",
+        b"as",
+        b"gcc",
+        b"g++",
+        b"cc",
+        b"c++",
+    }
+    | {b"clang", b"clang++", b"tcc", b"rustc", b"cargo", b"go", b"link", b"compile", b"strip", b"objcopy", b"ghc"}
+    | {
+        b"ocamlopt",
+        b"zig",
+        b"swiftc",
+        b"nim",
+        b"dmd",
+        b"ldc2",
+        b"fpc",
+        b"nasm",
+        b"libtool",
+        b"bazel",
+        b"ninja",
+        b"make",
+    }
+)
+IMAGE_BUILDERS: frozenset[bytes] = frozenset(
+    {b"buildkitd", b"buildkit-runc", b"buildah", b"kaniko", b"executor", b"img", b"makisu", b"apko", b"melange"}
+    | {b"mmdebstrap", b"debootstrap", b"packer", b"diskimage-builder"}
+)
+CONTAINER_RUNTIMES: frozenset[bytes] = frozenset(
+    {
+        b"runc",
+        b"crun",
+        b"youki",
+        b"runsc",
+        b"kata-runtime",
+        b"nvidia-container-runtime",
+        b"docker-runc",
+        b"buildkit-runc",
+    }
+)
+DEBUGGERS: frozenset[bytes] = frozenset(
+    {b"gdb", b"gdbserver", b"gdb-multiarch", b"lldb", b"lldb-server", b"dlv", b"strace", b"ltrace", b"rr", b"valgrind"}
+    | {b"perf", b"bpftrace", b"uftrace", b"delve", b"py-spy", b"rbspy", b"criu", b"proot", b"eu-stack", b"gcore"}
+)
+
+
+def basename(path: bytes) -> bytes:
+    """The last component of a path."""
+    return path.rsplit(b"/", 1)[-1]
+
+
+def is_installed(process: Process, history: NodeHistory) -> bool:
+    """Whether a process's program lies where packages install and shows no sign of having been changed."""
+    return is_installed_file(process.path, process.file_bits, process.dev, process.ino, process.time, history)
+
+
+def is_installed_file(path: bytes, file_bits: int, dev: int, ino: int, at: int, history: NodeHistory) -> bool:
+    """The same for a file: its path, what is known of it, and when it was used."""
+    if file_bits & _CHANGED or not path.startswith(SYSTEM_DIRECTORIES):
+        return False
+    writer = history.last_writer(dev, ino, path=path, until=at)
+    return writer is None or is_package_manager(writer.process, history, depth=0)
+
+
+def is_package_manager(process: Process, history: NodeHistory, depth: int = 1) -> bool:
+    """Whether a process is an installed package manager; ``depth`` bounds how far its own file is questioned."""
+    return package_manager_of(process, history, depth) is not None
+
+
+def package_manager_of(process: Process, history: NodeHistory, depth: int = 1) -> str | None:
+    """Name of the package manager or build tool that a process is, or works for; None when it is none.
+
+    The file must lie where packages install and be part of the image (not of a container's upper layer). An
+    interpreter counts by its script or module: ``python3 -m pip``, ``node /usr/lib/node_modules/npm/...``.
+    """
+    for candidate in (process, *history.lineage(process)[:6]):
+        if candidate.file_bits & _CHANGED or not candidate.path.startswith(SYSTEM_DIRECTORIES):
+            continue
+        name = basename(candidate.path)
+        if name in PACKAGE_MANAGERS or (candidate is process and is_build_tool(name)):
+            return name.decode("ascii", "replace")
+        if name.startswith(INTERPRETERS):
+            for argument in candidate.argv[1:4]:
+                script = basename(argument).removesuffix(b".js").removesuffix(b".py").removesuffix(b"-cli")
+                if script in PACKAGE_MANAGERS and (argument.startswith(SYSTEM_DIRECTORIES) or b"/" not in argument):
+                    return script.decode("ascii", "replace")
+    return None
+
+
+def is_build_tool(name: bytes) -> bool:
+    """Whether a file name is a compiler's or linker's, also with a target's prefix (x86_64-linux-gnu-ld.bfd)."""
+    return name in BUILD_TOOLS or (b"-" in name and name.rsplit(b"-", 1)[-1] in BUILD_TOOLS) or _versioned(name)
+
+
+def _versioned(name: bytes) -> bool:
+    stem = name.rstrip(b"0123456789.").rstrip(b"-")
+    return stem != name and (stem in BUILD_TOOLS or (b"-" in stem and stem.rsplit(b"-", 1)[-1] in BUILD_TOOLS))
+
+
+def image_builder_of(process: Process, history: NodeHistory) -> str | None:
+    """Name of the image builder among a process's ancestors; None when there is none.
+
+    A builder's own file may lie in a container (kaniko), so only its place and age are asked: a program that came
+    into the container's upper layer is none.
+    """
+    for ancestor in history.lineage(process):
+        name = basename(ancestor.path)
+        if name in IMAGE_BUILDERS and not ancestor.file_bits & _CHANGED:
+            if name == b"executor" and not ancestor.path.startswith(b"/kaniko/"):
+                continue
+            return name.decode("ascii", "replace")
+    return None
+
+
+def is_runtime_setup(process: Process, history: NodeHistory) -> bool:
+    """Whether a process in a container is still the runtime that sets the container up (runc's init).
+
+    Such a process has moved into the container's cgroup and namespaces, but runs a program that was started
+    outside: its last exec happened on the host. Nobody inside a container can make that true.
+    """
+    began = process.exec
+    if began is None:
+        return False
+    if history.container_of(began) is None:
+        return True
+    # runc's re-exec of itself races with being put into the container's cgroup: it still is in the namespaces of
+    # its parent on the host then.
+    if began.pid_ns != INITIAL_PID_NS:
+        return False
+    parent = history.parent(process)
+    if parent is None or parent.exec is None or parent.mnt_ns != began.mnt_ns:
+        return False
+    return history.container_of(parent.exec) is None
+
+
+def in_container(event: Event, history: NodeHistory) -> bool:
+    """Whether the acting process belongs to a container and is not the runtime that sets it up."""
+    return event.container is not None and not is_runtime_setup(event.process, history)
+
+
+def is_shell_name(name: bytes) -> bool:
+    """Whether a file name is a shell's, with or without a version."""
+    return name in SHELLS or name.rstrip(b"0123456789.-") in SHELLS
+
+
+def is_interpreter_name(name: bytes) -> bool:
+    """Whether a file name is a script language's, with or without a version."""
+    return name.startswith(INTERPRETERS) and not name.endswith(b"-config")
+
+
+def chain(process: Process, history: NodeHistory, limit: int = 8) -> Iterator[Process]:
+    """The process itself, then its ancestors, nearest first."""
+    yield process
+    yield from history.lineage(process)[:limit]
+
+
+def by_ns_pid(history: NodeHistory, observer: Process, ns_pid: int, until: int) -> Process | None:
+    """The process that has a number in the observer's pid namespace, as far as history knows it."""
+    if ns_pid <= 0:
+        return None
+    found = history.events(
+        "exec",
+        until=until,
+        mask=lambda rows: (rows["ns_pid"] == ns_pid) & (rows["pid_ns"] == observer.pid_ns),
+        limit=1,
+    )
+    forked = history.events("fork", until=until, mask=lambda rows: rows["child_ns_pid"] == ns_pid, limit=8)
+    candidates: list[tuple[int, Process]] = []
+    for event in found:
+        process = history.process(event.pid, event.start, until)
+        if process is not None:
+            candidates.append((event.time, process))
+    for event in forked:
+        process = history.process(event.child_pid, event.child_start, until)
+        if process is not None and process.pid_ns == observer.pid_ns:
+            candidates.append((event.time, process))
+            break
+    return max(candidates, key=lambda pair: pair[0], default=(0, None))[1]
