@@ -272,11 +272,7 @@ class Service:
                         for (unit, event), message in self.intake.last_unit_errors.items()
                     ],
                 },
-                "threat_lists": [
-                    {"name": entry.name, "file": entry.file, "entries": entry.entries, "trusted": entry.trusted}
-                    for entry in self.threat_lists.lists
-                ],
-                "threat_list_errors": [_problem(e) for e in self.threat_lists.errors],
+                "threat_lists": self._threat_list_documents(),
                 "reload_error": self.reload_error,
                 "filters_version": self._filters["version"],
                 "journal": {
@@ -290,7 +286,6 @@ class Service:
                     },
                 },
                 "waiting_bytes": self.intake.waiting_bytes,
-                "findings": await self.intake.in_store_thread(self.store.counts),
                 "since_start": {
                     "batches": statistics.batches,
                     "resent_batches": statistics.resent,
@@ -305,8 +300,26 @@ class Service:
                     "engine_seconds": statistics.engine_seconds,
                 },
             },
+            "findings": await self.intake.in_store_thread(self.store.counts),
             "nodes": nodes,
         }
+
+    def _threat_list_documents(self) -> list[dict[str, Any]]:
+        """Each list, and each file that gave none, with its errors."""
+        documents: dict[str, dict[str, Any]] = {
+            entry.file: {
+                "name": entry.name,
+                "file": entry.file,
+                "entries": entry.entries,
+                "trusted": entry.trusted,
+                "errors": [],
+            }
+            for entry in self.threat_lists.lists
+        }
+        for error in self.threat_lists.errors:
+            empty = {"name": Path(error.file).stem, "file": error.file, "entries": 0, "trusted": False, "errors": []}
+            documents.setdefault(error.file, empty)["errors"].append(_problem(error))
+        return list(documents.values())
 
     async def metrics(self) -> str:
         """Prometheus text."""

@@ -228,7 +228,7 @@ def _context(values: Mapping[str, Any], arguments: dict[str, Any]) -> tuple[dict
         if value is None:
             continue
         if key not in CONTEXT_KEYS:
-            more[key] = safe(value)
+            more[safe_text(str(key), 256)] = safe(value)
         elif key in _CONTEXT_PROCESSES:
             context[key] = _process(value, key, arguments)
         elif key in _CONTEXT_LISTS:
