@@ -154,7 +154,7 @@ class NodeHistory:
         for name, columns in batch.types.items():
             if len(columns.rows) == 0:
                 continue
-            segment = out[name] = Segment.of(columns.rows, dict(columns.tails))
+            segment = out[name] = Segment(columns.rows, columns.tails)
             self.now = max(self.now, int(segment.rows["time"][-1]))
             if name == "cgroup":
                 self._remember_cgroups(segment)

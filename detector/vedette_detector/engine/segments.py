@@ -7,8 +7,7 @@ twice. Lookups run over contiguous copies of the key columns, made when a segmen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ _INDEX_AFTER = 3
 """A key column is sorted once it has been searched this often: a scan of 10,000 contiguous values takes 3 us."""
 
 
-@dataclass
 class Segment:
     """Rows of one event type from one or more batches, in order of arrival.
 
@@ -32,26 +30,33 @@ class Segment:
         rows: structured array, shape (N,), of the current schema's dtype.
         tails: the heap of each tail.
         nbytes: memory held by rows and tails. Key columns and indexes made by lookups come on top, a quarter at most.
-        derived: what users of the segment computed once from it.
     """
 
-    rows: Array
-    tails: dict[str, Heap]
-    nbytes: int
-    derived: dict[str, Array] = field(default_factory=dict)
-    _columns: dict[str, Array] = field(default_factory=dict)
-    _orders: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    _searches: dict[str, int] = field(default_factory=dict)
-    _range: tuple[int, int] | None = None
+    # Thousands of these live at a time and are made for every batch: no dict of their own, caches made when used.
+    __slots__ = ("_columns", "_derived", "_orders", "_range", "_searches", "nbytes", "rows", "tails")
 
-    @classmethod
-    def of(cls, rows: Array, tails: dict[str, Heap]) -> Segment:
-        """Wrap columns without copying them."""
+    def __init__(self, rows: Array, tails: Mapping[str, Heap]) -> None:
+        self.rows = rows
+        self.tails = tails
         offsets = 4 * (len(rows) + 1)
-        return cls(rows, tails, rows.nbytes + sum([len(heap.data) + offsets for heap in tails.values()]))
+        self.nbytes = rows.nbytes + sum([len(heap.data) + offsets for heap in tails.values()])
+        self._range: tuple[int, int] | None = None
+        self._columns: dict[str, Array] | None = None
+        self._derived: dict[str, Array] | None = None
+        self._orders: dict[str, tuple[Array, Array]] | None = None
+        self._searches: dict[str, int] | None = None
+
+    @property
+    def derived(self) -> dict[str, Array]:
+        """What users of the segment computed once from it."""
+        if self._derived is None:
+            self._derived = {}
+        return self._derived
 
     def column(self, name: str) -> Array:
         """A field's values, contiguous, shape (N,)."""
+        if self._columns is None:
+            self._columns = {}
         found = self._columns.get(name)
         if found is None:
             found = self._columns[name] = np.ascontiguousarray(self.rows[name])
@@ -77,13 +82,15 @@ class Segment:
 
     def where(self, name: str, value: int) -> Array:
         """Row numbers whose field ``name`` equals ``value``, ascending."""
-        order = self._orders.get(name)
+        order = self._orders.get(name) if self._orders is not None else None
         if order is None:
-            uses = self._searches[name] = self._searches.get(name, 0) + 1
             column = self.column(name)
+            self._searches = self._searches or {}
+            uses = self._searches[name] = self._searches.get(name, 0) + 1
             if uses < _INDEX_AFTER or len(column) < 4096:
                 return np.flatnonzero(column == column.dtype.type(value))
             positions = np.argsort(column, kind="stable").astype(np.uint32)
+            self._orders = self._orders or {}
             order = self._orders[name] = (column[positions], positions)
         values, positions = order
         wanted = values.dtype.type(value)
@@ -112,7 +119,7 @@ class Segment:
 
     def take(self, rows: Array) -> Segment:
         """A copy of some rows, with their tails."""
-        return Segment.of(
+        return Segment(
             _opaque(self.rows)[rows].view(self.rows.dtype),
             {name: take_heap(heap, rows) for name, heap in self.tails.items()},
         )
@@ -147,7 +154,7 @@ def merge(segments: list[Segment]) -> Segment:
     rows = np.concatenate([_opaque(s.rows) for s in segments]).view(segments[0].rows.dtype)
     counts = [len(s.rows) for s in segments]
     tails = {name: _merge_heaps([s.tails[name] for s in segments], counts) for name in segments[0].tails}
-    return Segment.of(rows, tails)
+    return Segment(rows, tails)
 
 
 def _merge_heaps(heaps: list[Heap], counts: list[int]) -> Heap:

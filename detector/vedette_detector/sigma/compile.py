@@ -50,6 +50,7 @@ from vedette_detector.sigma.condition import (
     Regex,
     SameAs,
     Text,
+    compile_regex,
 )
 from vedette_detector.sigma.fields import Category
 from vedette_detector.sigma.names import Names, names_of
@@ -209,13 +210,13 @@ def _field(name: str, value: SigmaType, category: Category) -> Node:
 
 
 def _regex(category: str, name: str, value: SigmaRegularExpression) -> Regex:
-    flags = int(re.ASCII)
+    flags = 0
     for flag in value.flags:
         flags |= int(_FLAGS[flag])
     pattern = str(value.regexp)
     try:
-        re.compile(pattern, flags)
-    except (re.error, ValueError) as e:
+        compile_regex(pattern, flags)
+    except ValueError as e:
         raise CompileError("BadRegex", f"{name}: {e}", name) from e
     return Regex(category, name, pattern, flags)
 

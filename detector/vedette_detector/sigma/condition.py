@@ -18,10 +18,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from re import _parser  # type: ignore[attr-defined]
 from typing import Any, Literal
+
+from sigma.policy import default_policy
 
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.selector import AnyLiteral, Mask, MaskOp
@@ -210,8 +214,8 @@ def best_literal(parts: Sequence[Part], where: Literals) -> bytes | None:
 
 
 _EVERYWHERE = frozenset(
-    b"usr bin sbin lib lib64 local share etc var run tmp home root proc sys dev opt log cache http https python python3 "
-    b"bash kernel systemd config service x86_64-linux-gnu com net org io example amazonaws svc cluster kube".split()
+    b"usr bin sbin lib lib64 local share etc var run tmp home root proc sys dev opt log cache http https python "
+    b"python3 bash kernel systemd config service x86_64-linux-gnu com net org io example amazonaws svc cluster kube".split()
 )
 
 
@@ -240,14 +244,17 @@ def literals_of(text: bytes, where: Literals, at_start: bool, at_end: bool) -> l
 
 @dataclass(frozen=True)
 class Regex(Leaf):
-    """A regular expression is found in a text field: Python's ``re`` on UTF-8 text, classes and case ASCII only."""
+    """A regular expression is found in a text field (RE2, on UTF-8 text).
+
+    RE2 needs time linear in the text: an attacker who chooses the text cannot make it hang, as he could with ``re``.
+    """
 
     pattern: str
     flags: int
 
     @cached_property
-    def _compiled(self) -> re.Pattern[str]:
-        return re.compile(self.pattern, self.flags)
+    def _compiled(self) -> Any:
+        return compile_regex(self.pattern, self.flags)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
@@ -256,7 +263,7 @@ class Regex(Leaf):
         value = self.value(event)
         if value is None:
             return False
-        text = str(value) if isinstance(value, int) else value.decode("utf-8", "surrogateescape")
+        text = str(value) if isinstance(value, int) else value.decode("utf-8", "replace")
         return self._compiled.search(text) is not None
 
     def _necessary(self, spec: FieldSpec, negated: bool) -> Alternatives:
@@ -265,23 +272,46 @@ class Regex(Leaf):
         groups = regex_literals(self.pattern, self.flags, spec.literals)
         if not groups:
             return [TRUE]
-        best = max(groups, key=lambda group: (min(map(telling, group)), -len(group)))
+        best = max(groups, key=lambda group: (min(map(telling, group)), -len(group), sorted(group)))
         return [Conjunction(literals=frozenset({AnyLiteral(spec.literals.tails, frozenset(best))}))]
 
 
-def regex_literals(pattern: str, flags: int, where: Literals) -> list[set[bytes]]:
-    """Groups of literals; of each group one must occur wherever the pattern is found."""
+def compile_regex(pattern: str, flags: int) -> Any:
+    """Compile an expression with the engine that pySigma checks rules with: RE2.
+
+    Raises:
+        ValueError: RE2 does not understand the pattern.
+    """
     try:
-        from re import _parser as parser  # type: ignore[attr-defined]
-    except ImportError:  # pragma: no cover
+        return default_policy.regex_engine.compile(pattern, flags)
+    except default_policy.regex_engine.error as e:
+        raise ValueError(str(e)) from e
+
+
+def regex_literals(pattern: str, flags: int, where: Literals) -> list[set[bytes]]:
+    """Groups of literals; of each group one must occur wherever the pattern is found.
+
+    Python's parser reads the pattern; where it and RE2 could understand it differently, nothing is concluded.
+    """
+    if any(special in pattern for special in _READ_DIFFERENTLY):
         return []
-    parsed = parser.parse(pattern, flags)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parsed = _parser.parse(pattern, flags)
+    except (re.error, Warning, OverflowError):
+        return []
     groups: list[set[bytes]] = []
-    _collect(parsed, where, groups)
+    _collect(parsed, where, bool(flags & re.IGNORECASE) or "(?" in pattern, groups)
     return groups
 
 
-def _collect(parsed: Any, where: Literals, groups: list[set[bytes]]) -> None:
+_READ_DIFFERENTLY = ("[:", "{,", "\\Q", "\\C", "\\z", "\\p", "\\P", "\\x{", "(?U", "(?x")
+_FOLD_TO_OTHERS = frozenset("kKsS")
+"""ASCII letters that the Kelvin sign and the long s fold to when case is ignored; the search knows ASCII only."""
+
+
+def _collect(parsed: Any, where: Literals, folded: bool, groups: list[set[bytes]]) -> None:
     run: list[str] = []
 
     def finish() -> None:
@@ -294,22 +324,22 @@ def _collect(parsed: Any, where: Literals, groups: list[set[bytes]]) -> None:
 
     for op, argument in parsed:
         name = str(op)
-        if name == "LITERAL" and 0 < argument < 0x80:
+        if name == "LITERAL" and 0 < argument < 0x80 and not (folded and chr(argument) in _FOLD_TO_OTHERS):
             run.append(chr(argument))
         else:
             finish()
             if name == "SUBPATTERN":
-                _collect(argument[-1], where, groups)
+                _collect(argument[-1], where, folded, groups)
             elif name == "ATOMIC_GROUP":
-                _collect(argument, where, groups)
+                _collect(argument, where, folded, groups)
             elif name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
                 if argument[0] >= 1:
-                    _collect(argument[2], where, groups)
+                    _collect(argument[2], where, folded, groups)
             elif name == "BRANCH":
                 branches: list[list[set[bytes]]] = []
                 for branch in argument[1]:
                     found: list[set[bytes]] = []
-                    _collect(branch, where, found)
+                    _collect(branch, where, folded, found)
                     branches.append(found)
                 if all(branches):
                     best = [max(found, key=lambda g: min(len(x) for x in g)) for found in branches]
