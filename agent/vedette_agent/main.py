@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from vedette_agent import __version__, bpf_build, filters, host, loader, prepare, privileges, settings
+from vedette_agent import __version__, bpf_build, filters, host, loader, prepare, privileges, settings, start_times
 from vedette_agent.drain import Batches, Drain, KernelCounters, resume
 from vedette_agent.errors import AgentError, SpoolBusyError
 from vedette_agent.hashing import Executable, Hasher
@@ -61,7 +61,7 @@ class Agent:
             AgentError: it cannot start.
         """
         options = self._options
-        _preload(options)
+        preload(options)
         self._prepare()
         snapshotter = Snapshotter(options.uid, options.uid)
         try:
@@ -212,7 +212,12 @@ class Agent:
         if self._programs.reused and self._spool.note("snapshot") == self._programs.session:
             snapshotter.cancel()
             return
-        snapshotter.start(loader.memory_hierarchy())
+        starts = b""
+        try:
+            starts = start_times.read()
+        except OSError as error:
+            self._log("warning", "start times of running processes are only known roughly", why=error)
+        snapshotter.start(loader.memory_hierarchy(), starts)
 
     # ---- loop ----------------------------------------------------------------------------------------------------
 
@@ -341,7 +346,7 @@ class Agent:
         self._spool.close()
 
 
-def _preload(options: Settings) -> None:
+def preload(options: Settings) -> None:
     """Import now what the standard library imports when it is first used.
 
     Python itself may be installed where only root may read, and the agent is not root for long.

@@ -8,7 +8,8 @@ itself goes without.
 How far a snapshot differs from what the kernel hooks tell:
 
 - ``time`` is when the snapshot was taken, not when the program was started.
-- ``start`` comes from /proc/<pid>/stat and is cut to clock ticks (10 ms): it is at most one tick before the true start.
+- ``start`` is exact where the kernel's task iterator could be asked (`vedette_agent.start_times`); else it comes from
+  /proc/<pid>/stat and is up to a clock tick (10 ms) early, and the detector cannot join it with later events.
 - ``filename``, ``env`` and the credentials before the exec are unknown; of ``file_bits``, UPPER and NO_LOWER are.
 - without CAP_DAC_READ_SEARCH the stdio kinds of other users' processes stay NONE and listeners have no process.
 """
@@ -23,10 +24,11 @@ import select
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vedette_agent import start_times
 from vedette_agent.privileges import CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, drop
 from vedette_events.encode import encode_event
 from vedette_events.schema import Common, ExecBits, FileBits, StdioKind
@@ -42,8 +44,6 @@ _NAMESPACE = re.compile(rb"[a-z]+:\[(\d+)\]\Z")
 _FILESYSTEMS = {0x794C7630: FileBits.OVERLAY, 0x01021994: FileBits.TMPFS, 0x858458F6: FileBits.TMPFS}  # <linux/magic.h>
 _BLOCK = struct.Struct("<II")
 _TCP_LISTEN = 10  # enum in include/net/tcp_states.h
-
-Encoder = Callable[..., bytes]
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,9 @@ def _link(path: bytes) -> bytes:
 class _Reader:
     """Reads /proc once; records come out of `records`."""
 
-    def __init__(self, cgroups: Cgroups, now_ns: int, skip_pids: frozenset[int]) -> None:
+    def __init__(self, cgroups: Cgroups, now_ns: int, skip_pids: frozenset[int], exact: Mapping[int, int]) -> None:
         self._cgroups = cgroups
+        self._exact = exact
         self._now = now_ns
         self._skip = skip_pids
         self._starts: dict[int, int] = {}
@@ -205,7 +206,7 @@ class _Reader:
             if not name.isdigit():
                 continue
             with contextlib.suppress(OSError, ValueError):
-                entry = parse_stat(_read(b"/proc/" + name + b"/stat"))
+                entry = self._exactly(parse_stat(_read(b"/proc/" + name + b"/stat")))
                 self._starts[entry.pid] = entry.start
                 if not entry.kernel_thread and entry.pid not in self._skip:
                     entries.append(entry)
@@ -220,6 +221,11 @@ class _Reader:
                     yield self._cgroup(entry, cgroup_path)
                 yield record
         yield from self._listeners()
+
+    def _exactly(self, entry: ProcessEntry) -> ProcessEntry:
+        exact = self._exact.get(entry.pid, 0)
+        # Another process may have come by the same pid since the iterator was read.
+        return replace(entry, start=exact) if 0 <= exact - entry.start <= 2 * _TICK_NS else entry
 
     def _header(self, entry: ProcessEntry, status: dict[str, Any], cgroup: int) -> dict[str, Any]:
         return {
@@ -404,14 +410,17 @@ def _sock_fields(socket: SocketEntry) -> dict[str, Any]:
     }
 
 
-def take(hierarchy: int | None = None, skip_pids: frozenset[int] = frozenset()) -> Iterator[tuple[int, bytes]]:
+def take(
+    hierarchy: int | None = None, skip_pids: frozenset[int] = frozenset(), exact: Mapping[int, int] | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Blocks of records: (number of records, records), in an order in which each parent precedes its children.
 
     Args:
         hierarchy: cgroup version of the ids, as the BPF programs use it; None to find out in the same way.
         skip_pids: processes to leave out (the snapshot's own).
+        exact: exact start times by process id.
     """
-    reader = _Reader(Cgroups.find(hierarchy), time.clock_gettime_ns(time.CLOCK_BOOTTIME), skip_pids)
+    reader = _Reader(Cgroups.find(hierarchy), time.clock_gettime_ns(time.CLOCK_BOOTTIME), skip_pids, exact or {})
     block: list[bytes] = []
     size = 0
     for record in reader.records():
@@ -452,10 +461,12 @@ class Snapshotter:
         os.close(records_write)
         os.set_blocking(self._pipe, False)
 
-    def start(self, hierarchy: int | None) -> None:
-        """Take the snapshot now."""
+    def start(self, hierarchy: int | None, starts: bytes = b"") -> None:
+        """Take the snapshot now; ``starts`` is what `start_times.read` has returned."""
+        data = memoryview(bytes([hierarchy or 0]) + starts)
         with contextlib.suppress(BrokenPipeError):
-            os.write(self._go, bytes([hierarchy or 0]))
+            while data:
+                data = data[os.write(self._go, data) :]
         os.close(self._go)
         self._go = -1
 
@@ -502,10 +513,13 @@ class Snapshotter:
 def _child(go: int, out: int, uid: int, gid: int, parent: int) -> None:
     # It reads what other processes chose to call themselves; it needs nothing of root but reading /proc.
     drop(uid, gid, keep=frozenset({CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE}))
-    word = os.read(go, 1)
-    if not word:
+    said = b""
+    while part := os.read(go, 1 << 16):
+        said += part
+    if not said:
         return
-    for count, records in take(word[0] or None, frozenset({os.getpid(), parent})):
+    exact = start_times.parse(said[1:])
+    for count, records in take(said[0] or None, frozenset({os.getpid(), parent}), exact):
         data = memoryview(_BLOCK.pack(count, len(records)) + records)
         while data:
             data = data[os.write(out, data) :]

@@ -55,19 +55,19 @@ class AgentWorld:
         serve_unix(self.detector, self.socket)
         self.socket.chmod(0o777)
 
-    def start(self, *options: str, prefix: tuple[str, ...] = (), python: str = sys.executable, **extra: Any) -> None:
+    def start(self, *options: str, entry: tuple[str, ...] = ("-m", "vedette_agent")) -> None:
         """Start an agent and wait for its heartbeat."""
         beats = len(self.detector.heartbeats)
-        self.launch(*options, prefix=prefix, python=python, **extra)
+        self.launch(*options, entry=entry)
         self.detector.wait_for(lambda: len(self.detector.heartbeats) > beats)
 
-    def launch(self, *options: str, prefix: tuple[str, ...] = (), python: str = sys.executable, **extra: Any) -> None:
+    def launch(self, *options: str, entry: tuple[str, ...] = ("-m", "vedette_agent")) -> None:
         """Start an agent without waiting."""
         assert self.process is None
-        command = [*prefix, python, "-m", "vedette_agent", "--node", "live", "--endpoint", f"unix://{self.socket}"]
+        command = [sys.executable, *entry, "--node", "live", "--endpoint", f"unix://{self.socket}"]
         command += ["--spool-dir", str(self.spool), "--pin-dir", str(self.pins), *options]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log, **extra)
+            self.process = subprocess.Popen(command, stderr=log, stdout=log)
 
     def kill(self) -> None:
         assert self.process is not None
