@@ -109,10 +109,9 @@ def summary(finding: Finding) -> list[Line]:
     added = extras(document).get("context")
     if isinstance(added, dict) and added:
         lines += labelled("More", flatten(added))
-    key = dig(extras(document), "aggregation", "by")
-    if key:
-        values = dig(extras(document), "aggregation", "values")
-        lines.append(("Counted by", f"{key}: {', '.join(map(str, values or []))}"))
+    key = extras(document).get("aggregationKey")
+    if isinstance(key, list) and key:
+        lines.append(("Counted by", ", ".join(map(str, key))))
     if extras(document).get("ruleId"):
         lines.append(("Rule", str(extras(document)["ruleId"])))
     return lines

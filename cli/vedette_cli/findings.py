@@ -199,13 +199,17 @@ COLUMNS = (
 )
 
 
+PROCESS_WIDTH = 160
+"""Terminal cells of a process in a list; ``show`` has all of it."""
+
+
 def row(finding: Finding) -> tuple[str, ...]:
     """Return a finding's cells for `COLUMNS`."""
     return (
         f"{band(finding.severity)} {finding.severity:.1f}",
         finding.type,
         where(finding),
-        process_line(finding.document),
+        safe(process_line(finding.document), limit=PROCESS_WIDTH),
         show_count(finding.count),
         show_time(moment(finding.last_seen_ns)),
         finding.id[:8],
@@ -379,7 +383,7 @@ def print_arrival(finding: Finding, form: Format) -> None:
         "  ",
         where(finding),
         "  ",
-        safe(process_line(finding.document), limit=160),
+        safe(process_line(finding.document), limit=PROCESS_WIDTH),
         repeat,
         (f"  {finding.id[:8]}", "dim"),
     )

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vedette_cli import detector_client
+from vedette_cli.errors import CommandError
 from vedette_cli.findings import PAGE, losses, print_arrival
 from vedette_cli.location import Location, location_options
 from vedette_cli.output import console, note
+from vedette_cli.status import problems
 from vedette_cli.supervisor import (
     Supervisor,
     agent_command,
@@ -85,7 +88,13 @@ def run(
             log,
         )
         arrivals = Arrivals(location, print_them=not quiet, form="json" if form == "json" else "table")
-        code = supervisor.run(tick=arrivals.tick, ready=lambda: announce(location))
+        announcement = Announcement(location)
+
+        def tick() -> None:
+            announcement.tick()
+            arrivals.tick()
+
+        code = supervisor.run(tick=tick)
         arrivals.tick(last=True)
         arrivals.close()
     if code == 0:
@@ -98,9 +107,32 @@ def log(line: str) -> None:
     console(sys.stderr).print(f"vedette: {safe(line, limit=2000)}", style="dim", soft_wrap=True)
 
 
-def announce(location: Location) -> None:
-    """Say that the host is watched now; what is missing is said by ``vedette status``."""
-    log(f"watching {os.uname().nodename}; findings are kept in {location.data_dir} (Ctrl-C stops; see: vedette status)")
+class Announcement:
+    """Says once that the host is watched: when the agent has reported its hooks; and what is not watched."""
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self._next = 0.0
+        self._done = False
+
+    def tick(self) -> None:
+        """Ask the detector, twice a second at most, until an agent has reported to it."""
+        if self._done or time.monotonic() < self._next or not self._location.socket.exists():
+            return
+        self._next = time.monotonic() + 0.5
+        try:
+            data = detector_client.get(self._location.socket, "/v1/status")
+        except CommandError:
+            return
+        nodes = [n for n in data.get("nodes") or [] if not n.get("silent") and n.get("hooks")]
+        if not nodes:
+            return
+        self._done = True
+        hooks = nodes[0]["hooks"]
+        loaded = sum(1 for hook in hooks if hook.get("state") == "loaded")
+        log(f"watching {nodes[0].get('node')}, {loaded} of {len(hooks)} hooks; data in {self._location.data_dir}")
+        for problem in problems(data, time.time()):
+            note(problem)
 
 
 class Arrivals:

@@ -198,12 +198,11 @@ class Supervisor:
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
 
-    def run(self, tick: Callable[[], None] | None = None, ready: Callable[[], None] | None = None) -> int:
+    def run(self, tick: Callable[[], None] | None = None) -> int:
         """Run until a signal or until a part cannot be run; returns the exit code.
 
         Args:
             tick: called about ten times a second, on this thread.
-            ready: called once, when the detector listens and the agent was started.
         """
         previous = {
             s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
@@ -211,7 +210,6 @@ class Supervisor:
         previous_fd = signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         selector = selectors.DefaultSelector()
         selector.register(self._wake_read, selectors.EVENT_READ)
-        announced = False
         code = 0
         try:
             self._end_leftovers()
@@ -220,10 +218,6 @@ class Supervisor:
                 if failed is not None:
                     code = 1
                     break
-                if not announced and self.detector.worked and self.agent.process is not None:
-                    announced = True
-                    if ready:
-                        ready()
                 if tick:
                     tick()
                 if selector.select(timeout=0.1):
@@ -304,6 +298,8 @@ class Supervisor:
 
     def _relay(self, part: Part, stream: IO[bytes]) -> None:
         for raw in stream:
+            if raw.startswith(b"ready "):  # for programs that start a detector by themselves
+                continue
             line = safe(raw.rstrip(b"\n").decode("utf-8", "surrogateescape"), limit=2000)
             part.tail = [*part.tail[-19:], line]
             self.log(f"{part.name}: {line}")

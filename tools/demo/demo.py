@@ -161,12 +161,12 @@ def play(behaviour: Behaviour, explanation: str, watcher: Watcher, show: Console
 
 def finding_line(arrival: Arrival) -> Text:
     finding = arrival.finding
-    line = Text("    → ", "dim")
-    line.append(f"{band(finding.severity)} {finding.severity:.1f}", severity_style(finding.severity))
+    line = Text("   → ", "dim", no_wrap=True, overflow="ellipsis")
+    line.append(f"{arrival.latency_ms:>5.0f} ms  ", "green")
+    line.append(f"{band(finding.severity):>6} {finding.severity:.1f}", severity_style(finding.severity))
     line.append(f"  {safe(finding.type)}", "bold")
     line.append(f"  {safe(where(finding), limit=40)}  ")
-    line.append(safe(process_line(finding.document), limit=60))
-    line.append(f"  {arrival.latency_ms:.0f} ms", "green")
+    line.append(safe(process_line(finding.document), limit=80))
     return line
 
 
@@ -289,16 +289,16 @@ def main() -> int:
             )
             for number, (behaviour, explanation) in enumerate(plays, 1):
                 show.print()
-                heading = Text(f"{number:>2}/{len(plays)}  ", "dim")
+                heading = Text(f"{number:>2}/{len(plays)}  ", "dim", no_wrap=True, overflow="ellipsis")
                 heading.append(explanation, "bold")
                 heading.append(f"  [{behaviour.name}, {behaviour.where}]", "dim")
                 show.print(heading)
                 outcome = play(behaviour, explanation, watcher, show)
                 outcomes.append(outcome)
                 for missing in outcome.missing:
-                    show.print(f"    ✘ no {missing} within {PATIENCE_S:.0f} s", style="bold red")
+                    show.print(f"   ✘ no {missing} within {PATIENCE_S:.0f} s", style="bold red")
                 if not behaviour.findings and not outcome.unexpected:
-                    show.print("    quiet, as it should be", style="dim")
+                    show.print("     quiet, as it should be", style="dim")
             time.sleep(0.2)
             others = watcher.others([a for o in outcomes for a in o.arrivals])
             watcher.close()

@@ -30,7 +30,7 @@ ATTACKS: tuple[tuple[str, str], ...] = (
 ORDINARY: tuple[tuple[str, str], ...] = (
     ("ordinary-pipeline", "Shell pipes and redirections, as scripts do all day."),
     ("ordinary-bash-http-client", "A health check in bash by /dev/tcp: a connection, but no shell on it."),
-    ("ordinary-host-compile", "A developer compiles a program on the host."),
+    ("ordinary-binary-host-compile", "A developer compiles a program on the host."),
     ("ordinary-fileless-runc", "runc runs itself from memory: container engines do."),
 )
 """What looks alike and must stay quiet."""

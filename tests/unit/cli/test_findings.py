@@ -143,7 +143,7 @@ def test_shows_everything_of_a_finding(put: Put, vedette: Vedette) -> None:
         "Started by  /usr/bin/python3 (pid 4700, user 0)",
         "              └ /bin/dash (pid 4690, user 0)",
         "Connection  outbound TCP 10.0.0.2 to 198.51.100.7 port 4444",
-        "Counted by  executable path, remote address and port: 198.51.100.7, /usr/bin/bash",
+        "Counted by  198.51.100.7, /usr/bin/bash",
         "Rule        reverse_shell",
         "",
         "Know that",
