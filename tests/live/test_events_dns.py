@@ -22,7 +22,8 @@ udp = socket.socket(family, socket.SOCK_DGRAM)
 udp.bind((address, 53))
 tcp = socket.create_server((address, 53), family=family)
 def answer(query):
-    return query[:2] + b"\\x81\\x80" + query[4:6] + b"\\0\\1\\0\\0\\0\\0" + query[12:] + b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4\\xcb\\0\\x71\\7"
+    head = query[:2] + b"\\x81\\x80" + query[4:6] + b"\\0\\1\\0\\0\\0\\0"
+    return head + query[12:] + b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\x3c\\0\\4\\xcb\\0\\x71\\7"
 def over_tcp():
     while True:
         connection, _ = tcp.accept()
@@ -70,7 +71,7 @@ print(os.getpid())
 def network(*, veth: bool) -> Iterator[tuple[list[str], list[str], tuple[str, str]]]:
     """Commands to run a server and a client with, and the server's addresses.
 
-    Either both in one network namespace over loopback, or in two joined by a veth pair and a bridge between, in a third.
+    Either both in one network namespace over loopback, or in two that a bridge in a third one joins by veth pairs.
     """
     names = [f"vd{part}{os.getpid()}" for part in "csh"]
     client, server, host = names

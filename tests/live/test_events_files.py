@@ -110,7 +110,9 @@ def test_opens_of_fifos_are_reported_and_of_character_devices_not(collect: Colle
 
 def test_bytes_that_are_no_text_stay_as_they_are(collect: Collector, place: Path) -> None:
     name = b"\xff\x1b[31m\n\xe2\x80\xae x"
-    event = do(collect, "open", lambda: os.close(os.open(os.path.join(os.fsencode(place), name), os.O_CREAT | os.O_WRONLY)))
+    event = do(
+        collect, "open", lambda: os.close(os.open(os.path.join(os.fsencode(place), name), os.O_CREAT | os.O_WRONLY))
+    )
     assert event.path == os.path.join(os.fsencode(place), name)
 
 
@@ -166,8 +168,18 @@ def test_what_io_uring_opens_and_removes_is_seen(collect: Collector, helper: Pat
 
 NAMES: list[tuple[str, str, Callable[[Path], Any], dict[str, Any]]] = [
     ("unlink", "unlink", lambda p: os.unlink(p / "file"), {"path": "{p}/file", "at_flags": 0}),
-    ("rmdir", "unlink", lambda p: os.rmdir(p / "file"), {"path": "{p}/file", "at_flags": 0x200, "result": -errno.ENOTDIR}),
-    ("unlinkat", "unlink", lambda p: syscall(263, AT_FDCWD, b"nothing", 0), {"path": "nothing", "dir": "{cwd}", "result": -2}),
+    (
+        "rmdir",
+        "unlink",
+        lambda p: os.rmdir(p / "file"),
+        {"path": "{p}/file", "at_flags": 0x200, "result": -errno.ENOTDIR},
+    ),
+    (
+        "unlinkat",
+        "unlink",
+        lambda p: syscall(263, AT_FDCWD, b"nothing", 0),
+        {"path": "nothing", "dir": "{cwd}", "result": -2},
+    ),
     ("rename", "rename", lambda p: os.rename(p / "file", p / "new"), {"path": "{p}/file", "new_path": "{p}/new"}),
     (
         "renameat2",
@@ -176,10 +188,25 @@ NAMES: list[tuple[str, str, Callable[[Path], Any], dict[str, Any]]] = [
         {"path": "{p}/file", "new_path": "{p}/new", "at_flags": 1},
     ),
     ("link", "link", lambda p: os.link(p / "file", p / "hard"), {"path": "{p}/file", "new_path": "{p}/hard"}),
-    ("symlink", "symlink", lambda p: os.symlink("to", p / "soft"), {"path": "to", "new_path": "{p}/soft", "new_dir": ""}),
+    (
+        "symlink",
+        "symlink",
+        lambda p: os.symlink("to", p / "soft"),
+        {"path": "to", "new_path": "{p}/soft", "new_dir": ""},
+    ),
     ("chmod", "chmod", lambda p: os.chmod(p / "file", 0o4755), {"path": "{p}/file", "mode": 0o4755}),
-    ("fchmodat2", "chmod", lambda p: syscall(452, AT_FDCWD, b"no", 0o700, 0), {"path": "no", "dir": "{cwd}", "result": -2}),
-    ("umount", "umount", lambda p: syscall(166, os.fsencode(p), 2), {"target": "{p}", "umount_flags": 2, "result": -22}),
+    (
+        "fchmodat2",
+        "chmod",
+        lambda p: syscall(452, AT_FDCWD, b"no", 0o700, 0),
+        {"path": "no", "dir": "{cwd}", "result": -2},
+    ),
+    (
+        "umount",
+        "umount",
+        lambda p: syscall(166, os.fsencode(p), 2),
+        {"target": "{p}", "umount_flags": 2, "result": -22},
+    ),
     (
         "mount that fails",
         "mount",
@@ -192,8 +219,18 @@ NAMES: list[tuple[str, str, Callable[[Path], Any], dict[str, Any]]] = [
         lambda p: syscall(165, b"no/source", b"no/target", 0, 4096, 0),
         {"source": "{cwd}/no/source", "target": "{cwd}/no/target", "mount_flags": 4096, "op": 1, "result": -2},
     ),
-    ("fsopen", "mount", lambda p: syscall(430, b"nosuchfs", 0), {"fstype": "nosuchfs", "op": 4, "result": -errno.ENODEV}),
-    ("fsconfig", "mount", lambda p: syscall(431, 999, 1, b"key", b"value", 0), {"fstype": "key", "source": "value", "op": 5}),
+    (
+        "fsopen",
+        "mount",
+        lambda p: syscall(430, b"nosuchfs", 0),
+        {"fstype": "nosuchfs", "op": 4, "result": -errno.ENODEV},
+    ),
+    (
+        "fsconfig",
+        "mount",
+        lambda p: syscall(431, 999, 1, b"key", b"value", 0),
+        {"fstype": "key", "source": "value", "op": 5},
+    ),
     ("fsmount", "mount", lambda p: syscall(432, 999, 0, 0), {"op": 6, "fs_fd": 999, "result": -errno.EBADF}),
     (
         "move_mount",
@@ -201,8 +238,18 @@ NAMES: list[tuple[str, str, Callable[[Path], Any], dict[str, Any]]] = [
         lambda p: syscall(429, 999, b"", AT_FDCWD, os.fsencode(p), 4),
         {"op": 2, "fs_fd": 999, "target": "{p}", "mount_flags": 4, "result": -errno.EBADF},
     ),
-    ("open_tree", "mount", lambda p: syscall(428, AT_FDCWD, b"/nowhere", 1), {"op": 3, "source": "/nowhere", "result": -2}),
-    ("pivot_root", "mount", lambda p: syscall(155, b"/no", b"/no/put"), {"op": 7, "source": "/no", "target": "/no/put"}),
+    (
+        "open_tree",
+        "mount",
+        lambda p: syscall(428, AT_FDCWD, b"/nowhere", 1),
+        {"op": 3, "source": "/nowhere", "result": -2},
+    ),
+    (
+        "pivot_root",
+        "mount",
+        lambda p: syscall(155, b"/no", b"/no/put"),
+        {"op": 7, "source": "/no", "target": "/no/put"},
+    ),
     (
         "mount_setattr",
         "mount",

@@ -154,7 +154,12 @@ def test_bind_and_listen(collect: Collector, tmp_path: Path) -> None:
         assert (bind.lport, bind.laddr, bind.result) == (port, LOOPBACK, 0)
         assert (listen.lport, listen.backlog, listen.result) == (port, 7, 0)
         with socket.socket() as second:
-            event = do(collect, "bind", lambda: pytest.raises(OSError, second.bind, ("127.0.0.1", port)))
+
+            def bind_again() -> None:
+                with pytest.raises(OSError, match="in use"):
+                    second.bind(("127.0.0.1", port))
+
+            event = do(collect, "bind", bind_again)
             assert (event.lport, event.result) == (port, -errno.EADDRINUSE)
     with socket.socket(socket.AF_UNIX) as named:
         event = do(collect, "bind", lambda: named.bind(str(tmp_path / "s")))

@@ -657,7 +657,8 @@ static __always_inline void fill_socket_file(struct sock_fields *out, struct fil
 static __always_inline void creds_now(struct creds *c, struct task_struct *task, u64 start)
 {
 	c->start = start;
-	bpf_core_read(&c->caps, sizeof(c->caps), &GET(task, cred)->cap_effective);
+	const struct cred *cred = GET(task, cred);
+	bpf_core_read(&c->caps, sizeof(c->caps), &cred->cap_effective);
 	c->uid = GET(task, cred, uid.val);
 	c->euid = GET(task, cred, euid.val);
 	c->gid = GET(task, cred, gid.val);
