@@ -54,11 +54,25 @@ def settings(tmp_path: Path, short_dir: Path, rules: Path) -> Settings:
     )
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mount: {mounted.stderr.decode()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
 def _find_postgres() -> Path | None:
-    found = shutil.which("initdb")
-    candidates = [Path(found).parent] if found else []
-    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((c for c in candidates if (c / "initdb").exists() and (c / "postgres").exists()), None)
+    candidates = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    candidates += [Path(folder) for folder in os.get_exec_path()]
+    needed = ("initdb", "postgres", "pg_isready")
+    return next((c for c in candidates if all((c / name).exists() for name in needed)), None)
 
 
 @pytest.fixture(scope="session")
