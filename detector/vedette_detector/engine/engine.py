@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from vedette_detector.engine.context import EngineContext, EngineSettings
 from vedette_detector.engine.detection import Detection
@@ -191,6 +191,10 @@ class Engine:
             if total <= self.settings.all_nodes_bytes:
                 break
             total -= self._histories[node].shrink(share)
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes of every node's history, for status pages."""
+        return {node: history.describe() for node, history in self._histories.items()}
 
     def forget(self, node: str) -> None:
         """Drop a node's history (the node is gone)."""

@@ -135,8 +135,8 @@ def _start(pid: int) -> int:
     return _FIRST_NS // 2 + pid * 1000
 
 
-def make_header(node: str = "test-node", sequence: int = 1) -> BatchHeader:
+def make_header(node: str = "test-node", sequence: int = 1, count: int = 0) -> BatchHeader:
     """A header that says no more than the engine needs."""
     return BatchHeader(
-        node=node, boot_id=bytes(16), session=1, sequence=sequence, count=0, wall_offset_ns=1_700_000_000 * 10**9
+        node=node, boot_id=bytes(16), session=1, sequence=sequence, count=count, wall_offset_ns=1_700_000_000 * 10**9
     )

@@ -1,0 +1,155 @@
+"""Worker processes: order, hot swap, death and replacement, refusal of batches that kill."""
+
+import asyncio
+import importlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from vedette_detector.engine.pool import EngineError, WorkerPool
+from vedette_detector.sigma.loader import Ruleset, load_rule_text
+from vedette_detector.sigma.rule_tests import encode_events, make_header
+from vedette_detector.threat_lists import ThreatLists
+from vedette_events.framing import BatchError, encode_batch
+
+RULE = """
+title: {name} was run
+id: 00000000-0000-4000-8000-00000000000{digit}
+logsource: {{product: linux, category: process_creation}}
+detection:
+  selection: {{Image|endswith: /{name}}}
+  condition: selection
+level: high
+vedette: {{key: [ParentImage]}}
+"""
+
+
+def rules(name: str, digit: int = 1) -> Ruleset:
+    loaded = load_rule_text(RULE.format(name=name, digit=digit))
+    assert loaded.errors == []
+    return loaded
+
+
+def frame(node: str, sequence: int, *events: dict[str, object]) -> bytes:
+    records, _ = encode_events(events)
+    return encode_batch(make_header(node, sequence, len(events) + 2), records)
+
+
+def exec_of(path: str, pid: int = 7, ppid: int = 6) -> dict[str, object]:
+    return {"event": "exec", "path": path, "argv": [path], "pid": pid, "ppid": ppid}
+
+
+async def test_every_node_is_judged_by_one_worker_with_its_own_history() -> None:
+    pool = WorkerPool(2, rules("nmap"))
+    await pool.start()
+    try:
+        nodes = [f"node-{n}" for n in range(6)]
+        assert {pool.number_of(node) for node in nodes} == {0, 1}
+        for node in nodes:
+            await pool.submit(frame(node, 1, exec_of(f"/opt/{node}", pid=6, ppid=1)))
+        outcomes = await asyncio.gather(*(pool.submit(frame(node, 2, exec_of("/usr/bin/nmap"))) for node in nodes))
+        found = {outcome.detections[0].node: outcome.detections[0].key for outcome in outcomes}
+        assert found == {node: (f"/opt/{node}",) for node in nodes}
+        sizes = [list(worker.nodes) for worker in await pool.status()]
+        assert sorted(node for names in sizes for node in names) == nodes
+    finally:
+        await pool.close()
+
+
+async def test_rules_and_lists_are_swapped_while_batches_flow() -> None:
+    pool = WorkerPool(2, rules("nmap"))
+    await pool.start()
+    try:
+        before = await pool.submit(frame("a", 1, exec_of("/usr/bin/nmap")))
+        await pool.replace_rules(rules("socat", 2))
+        await pool.replace_threat_lists(ThreatLists.of(["203.0.113.9"]))
+        after = await pool.submit(frame("a", 2, exec_of("/usr/bin/nmap"), exec_of("/usr/bin/socat")))
+        assert [d.title for d in before.detections] == ["nmap was run"]
+        assert [d.title for d in after.detections] == ["socat was run"]
+    finally:
+        await pool.close()
+
+
+async def test_a_dead_worker_is_replaced_and_its_history_rebuilt() -> None:
+    journal = [frame("a", 1, exec_of("/opt/parent", pid=6, ppid=1)), frame("b", 1, exec_of("/opt/other", pid=6))]
+    asked: list[bool] = []
+
+    def history(wanted: Callable[[str], bool]) -> Iterator[bytes]:
+        asked.append(wanted("a"))
+        yield from (batch for batch, node in zip(journal, "ab", strict=True) if wanted(node))
+
+    pool = WorkerPool(1, rules("nmap"), history=history)
+    await pool.start()
+    try:
+        pid = pool.pids[0]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        outcome = await pool.submit(frame("a", 2, exec_of("/usr/bin/nmap")))
+        assert [d.key for d in outcome.detections] == [("/opt/parent",)]
+        assert asked == [True, True]
+        assert (await pool.status())[0].restarts == 1
+        assert pool.pids[0] != pid
+    finally:
+        await pool.close()
+
+
+async def test_batches_under_way_survive_the_death_of_their_worker() -> None:
+    pool = WorkerPool(1, rules("nmap"))
+    await pool.start()
+    try:
+        pid = pool.pids[0]
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        submitted = [asyncio.create_task(pool.submit(frame("a", n, exec_of("/usr/bin/nmap")))) for n in range(1, 6)]
+        await asyncio.sleep(0.1)
+        os.kill(pid, signal.SIGKILL)
+        outcomes = await asyncio.gather(*submitted)
+        assert [len(outcome.detections) for outcome in outcomes] == [1] * 5
+    finally:
+        await pool.close()
+
+
+async def test_a_batch_that_kills_two_workers_is_refused_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The worker imports the detector by name, as it does real ones.
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    killer = importlib.import_module("engine_killer").Killer()
+    pool = WorkerPool(1, rules("nmap"), detectors=(killer,))
+    await pool.start()
+    try:
+        with pytest.raises(BatchError) as caught:
+            await pool.submit(frame("a", 1, exec_of("/bin/kill-the-worker")))
+        assert caught.value.reason == "EngineCrashed"
+        assert caught.value.header is not None
+        assert caught.value.header.sequence == 1
+        outcome = await pool.submit(frame("a", 2, exec_of("/usr/bin/nmap")))
+        assert len(outcome.detections) == 1
+    finally:
+        await pool.close()
+
+
+async def test_a_malformed_batch_is_the_batch_error_of_the_engine() -> None:
+    good = frame("a", 1, exec_of("/usr/bin/nmap"))
+    pool = WorkerPool(1, rules("nmap"))
+    await pool.start()
+    try:
+        with pytest.raises(BatchError) as caught:
+            await pool.submit(good[:-3] + b"xyz")
+        assert caught.value.reason == "PayloadChecksum"
+        records, _ = encode_events([exec_of("/bin/true")])
+        with pytest.raises(BatchError) as bad_record:
+            await pool.submit(encode_batch(make_header("a", 2, 4), records + bytes(8)))
+        assert bad_record.value.reason == "BadRecord"
+        assert (await pool.submit(good)).event_count == 3
+    finally:
+        await pool.close()
+
+
+async def test_a_closed_pool_says_so() -> None:
+    pool = WorkerPool(1, rules("nmap"))
+    await pool.start()
+    await pool.close()
+    with pytest.raises(EngineError, match="closed"):
+        await pool.submit(frame("a", 1, exec_of("/usr/bin/nmap")))
