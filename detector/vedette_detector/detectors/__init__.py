@@ -15,6 +15,7 @@ from vedette_detector.detectors.process_injection import (
     PtraceInjection,
     VirtualMemoryWrite,
 )
+from vedette_detector.detectors.reverse_shell import ReverseShell
 from vedette_detector.detectors.runc_escape import LeakedDirectory, RuncBinaryWritten
 
 ALL_DETECTORS: tuple[Detector, ...] = (
@@ -28,6 +29,7 @@ ALL_DETECTORS: tuple[Detector, ...] = (
     ProcMemoryWrite(),
     PtraceAntiDebugging(),
     PtraceInjection(),
+    ReverseShell(),
     RuncBinaryWritten(),
     VirtualMemoryWrite(),
 )
