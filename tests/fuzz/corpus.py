@@ -2,7 +2,7 @@
 
     python tests/fuzz/corpus.py DIRECTORY
 
-makes ``DIRECTORY/layouts`` and ``DIRECTORY/corpus/``; CONTRIBUTING.md and events/README.md say how to run the fuzzer.
+makes ``DIRECTORY/layouts`` and ``DIRECTORY/corpus/``; events/README.md says how to run the fuzzer.
 """
 
 from __future__ import annotations
