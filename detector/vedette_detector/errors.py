@@ -54,6 +54,12 @@ class JournalError(DetectorError):
     reason = "JournalUnavailable"
 
 
+class EngineUnavailableError(DetectorError):
+    """The engine failed in a way that is not the batch's fault."""
+
+    reason = "EngineFailed"
+
+
 class OverloadedError(DetectorError):
     """More waits than the configured bound."""
 
@@ -85,6 +91,7 @@ _STATUS: tuple[tuple[type[DetectorError], int], ...] = (
     (StorageFullError, 503),
     (StoreError, 503),
     (JournalError, 503),
+    (EngineUnavailableError, 503),
     (QueryError, 400),
 )
 

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 from vedette_detector import ledger
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.engine import Outcome
-from vedette_detector.errors import DetectorError, OverloadedError
+from vedette_detector.errors import DetectorError, EngineUnavailableError, OverloadedError
 from vedette_detector.findings.model import FindingUpdate, collect
 from vedette_detector.journal import Journal, SessionKey
 from vedette_detector.ledger import Account, Note, NoteKind
@@ -334,7 +334,7 @@ class Intake:
                 self._fail([waiting], stopped[key])
             elif error is not None:
                 log.error("the engine failed on a batch: %s: %s", type(error).__name__, error)
-                stopped[key] = DetectorError(f"the engine failed: {error}", reason="EngineFailed")
+                stopped[key] = EngineUnavailableError(f"the engine failed: {error}")
                 self._fail([waiting], stopped[key])
             else:
                 ready.append(waiting)

@@ -203,7 +203,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What opening the journal found."""
+    """What opening the journal found: batches kept, bytes cut from torn tails, batches dropped."""
 
     batches: int = 0
     cut_bytes: int = 0
@@ -248,20 +248,23 @@ class Journal:
             for path in paths:
                 self._number = max(self._number, int(path.stem))
                 indexed = path.with_suffix(INDEX_SUFFIX).exists()
-                entries = read_entries(path)
-                end = entries[-1].offset + entries[-1].size if entries else 0
                 size = path.stat().st_size
                 if path == paths[-1] or not indexed:
-                    entries, end = self._check_payloads(path)
+                    # Open when the process ended: what was written last may be torn.
+                    entries, end, _ = scan(path)
+                else:
+                    entries = read_entries(path)
+                    end = entries[-1].offset + entries[-1].size if entries else 0
                 if end < size:
                     cut += size - end
                     reasons.append(f"{path.name}: {size - end} bytes after byte {end} are not a whole batch")
                     os.truncate(path, end)
-                if applied is not None:
-                    keep = [e for e in entries if e.sequence <= applied.get(e.key, 0)]
-                    if len(keep) != len(entries):
-                        dropped += len(entries) - len(keep)
-                        entries = self._rewrite(path, keep)
+                keep = [e for e in entries if applied is None or e.sequence <= applied.get(e.key, 0)]
+                if path == paths[-1] or not indexed:
+                    keep = [e for e in keep if _is_whole(e)]
+                if len(keep) != len(entries):
+                    dropped += len(entries) - len(keep)
+                    entries = self._rewrite(path, keep)
                 batches += len(entries)
                 if not entries:
                     self._remove(path)
@@ -276,21 +279,6 @@ class Journal:
         for reason in reasons:
             log.warning("journal tail cut: %s", reason)
         return Recovery(batches, cut, dropped, tuple(reasons))
-
-    @staticmethod
-    def _check_payloads(path: Path) -> tuple[list[Entry], int]:
-        """Entries of a segment that was open when the process ended, up to the first whose payload is damaged."""
-        entries, end, _ = scan(path)
-        good: list[Entry] = []
-        for entry in entries:
-            try:
-                decode_batch(read_batch(entry))
-            except BatchError as error:
-                # A batch of a version that is not readable any more is whole all the same.
-                if error.reason != "UnsupportedVersion":
-                    return good, entry.offset
-            good.append(entry)
-        return good, end
 
     @staticmethod
     def _rewrite(path: Path, keep: Sequence[Entry]) -> list[Entry]:
@@ -449,6 +437,16 @@ def select_history(entries: Iterable[Entry], window_s: float) -> list[Entry]:
             seen.add((*e.key, e.sequence))
             chosen.append(e)
     return chosen
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether the payload matches its checksum: pages of a write may be missing before ones that are there."""
+    try:
+        decode_batch(read_batch(entry))
+    except BatchError as error:
+        # A batch of a version that is not readable any more is whole all the same.
+        return error.reason == "UnsupportedVersion"
+    return True
 
 
 def _readable(entry: Entry) -> Iterator[bytes]:

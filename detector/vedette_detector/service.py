@@ -26,11 +26,11 @@ from vedette_detector.config import Settings
 from vedette_detector.engine.context import EngineSettings
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.history import HistorySettings
+from vedette_detector.engine.pool import WorkerPool
 from vedette_detector.errors import ConfigError, DetectorError
 from vedette_detector.findings.build import Identity, build
 from vedette_detector.findings.model import FindingUpdate, iso
 from vedette_detector.findings.resource import ContainerStates, Host, describe
-from vedette_detector.inline_pool import InlinePool
 from vedette_detector.intake import Intake
 from vedette_detector.journal import Journal
 from vedette_detector.ledger import Note, NoteKind
@@ -156,7 +156,7 @@ class Service:
         self.reload_error: str | None = None
         self._load_rules()
         self._load_threats()
-        self.pool: InlinePool
+        self.pool: WorkerPool
         self.intake: Intake
         self._tasks: list[asyncio.Task[None]] = []
         self._runner: web.AppRunner | None = None
@@ -351,7 +351,10 @@ class Service:
         """
         settings = self.settings
         workers = settings.workers or len(os.sched_getaffinity(0))
-        self.pool = self._make_pool(workers)
+        history = HistorySettings(window_s=settings.history_window_s)
+        self.pool = WorkerPool(
+            workers, self.ruleset, self.threat_lists, EngineSettings(history), self.detectors, self.history
+        )
         self.intake = Intake(
             pool=self.pool,
             journal=self.journal,
@@ -361,7 +364,7 @@ class Service:
             occurrences=settings.occurrences,
         )
         self.intake.on_batch = lambda header, data: self.rates.add(header.node, header.count, len(data), time.time())
-        await self._start_pool()
+        await self.pool.start()
         self.intake.start()
         authenticator: Authenticator
         if settings.listen.startswith("unix:"):
@@ -383,13 +386,6 @@ class Service:
         log.info(
             "detector listens on %s with %d workers and %d rules", settings.listen, workers, len(self.ruleset.rules)
         )
-
-    def _make_pool(self, workers: int) -> InlinePool:
-        history = HistorySettings(window_s=self.settings.history_window_s)
-        return InlinePool(self.ruleset, self.threat_lists, EngineSettings(history=history), self.detectors)
-
-    async def _start_pool(self) -> None:
-        await self.pool.replay(self.history(lambda node: True))
 
     async def _listen(self, runner: web.AppRunner) -> None:
         settings = self.settings

@@ -70,17 +70,17 @@ def test_a_torn_tail_is_cut(tmp_path: Path, kept: int) -> None:
     assert sequences(tmp_path) == [1, 2, 3]
 
 
-def test_a_damaged_payload_ends_the_open_segment(tmp_path: Path) -> None:
+def test_a_damaged_batch_is_dropped_and_what_follows_is_kept(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.open()
-    put(journal, batch(1), batch(2))
+    put(journal, batch(1), batch(2), batch(3))
     (path,) = segments(tmp_path)
     data = bytearray(path.read_bytes())
-    data[-1] ^= 0xFF
+    data[len(batch(1)) + len(batch(2)) - 1] ^= 0xFF
     path.write_bytes(data)
     recovery = Journal(tmp_path).open()
-    assert recovery.batches == 1
-    assert recovery.cut_bytes == len(batch(2))
+    assert (recovery.batches, recovery.dropped, recovery.cut_bytes) == (2, 1, 0)
+    assert sequences(tmp_path) == [1, 3]
 
 
 def test_batches_that_were_never_applied_are_dropped(tmp_path: Path) -> None:
