@@ -95,11 +95,15 @@ class AgentWorld:
     def events(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every event that arrived, decoded one by one (for small amounts)."""
         for records in self.detector.records:
-            at = 0
-            while at < len(records):
-                (size,) = struct.unpack_from("<I", records, at)
-                yield decode_event(records[at : at + size])
-                at += size
+            yield from self.decode(records)
+
+    def decode(self, records: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The events of one batch."""
+        at = 0
+        while at < len(records):
+            (size,) = struct.unpack_from("<I", records, at)
+            yield decode_event(records[at : at + size])
+            at += size
 
     def storm_numbers(self) -> Counter[int]:
         """How often each numbered event of `agent_load storm` arrived."""

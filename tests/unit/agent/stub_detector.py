@@ -6,6 +6,7 @@ import json
 import socketserver
 import ssl
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,11 +29,13 @@ class Scripted:
 class StubDetector:
     """Acknowledges everything, unless a scripted answer is next.
 
-    ``batches`` are the headers acknowledged, in order; ``records`` their decompressed records.
+    ``batches`` are the headers acknowledged, in order; ``records`` their decompressed records; ``arrived`` when they
+    came, in ns since boot.
     """
 
     batches: list[BatchHeader] = field(default_factory=list)
     records: list[bytes] = field(default_factory=list)
+    arrived: list[int] = field(default_factory=list)
     heartbeats: list[dict[str, Any]] = field(default_factory=list)
     requests: list[tuple[str, dict[str, str], int]] = field(default_factory=list)
     script: deque[Scripted] = field(default_factory=deque)
@@ -61,7 +64,9 @@ class StubDetector:
             return Scripted(200, {"acknowledged": [], "filters": filters})
         if self.script:
             return self.script.popleft()
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for header, frame in frames:
+            self.arrived.append(now)
             self.batches.append(header)
             if self.keep_records:
                 self.records.append(decode_batch(frame)[1])
