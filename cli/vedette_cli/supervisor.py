@@ -37,7 +37,7 @@ FIRST_PAUSE_S = 0.2
 
 LONGEST_PAUSE_S = 30.0
 
-HEALTHY_AFTER_S = 20.0
+HEALTHY_AFTER_S = 5.0
 """A process that ran this long starts again with the shortest pause."""
 
 GIVE_UP_AFTER = 5
