@@ -153,7 +153,13 @@ class ProcessTable:
             if grown == 0:
                 break
         if execs:
-            keep_execs &= _last_of_each(exec_keys, _effective(execs))
+            wanted = _last_of_each(exec_keys, _effective(execs))
+            # A process that was forked and has not exec'ed runs what its parent ran then, perhaps not its last.
+            inheriting = [(fork_parents[keep_forks], forks.rows["time"][keep_forks])] if forks else []
+            inheriting += [(keys(s.rows["pid"], s.rows["start"]), s.rows["time"]) for s in new_forks]
+            for parents, times in inheriting:
+                wanted |= _current_at(exec_keys, _effective(execs), parents, times)
+            keep_execs &= wanted
             self._execs.segments = _survivors(execs, keep_execs, bound // 4) + new_execs
         if forks:
             self._forks.segments = _survivors(forks, keep_forks, bound // 8) + new_forks
@@ -234,13 +240,36 @@ def _last_of_each(process_keys: Array, times: Array) -> Array:
     return np.asarray(out)
 
 
+def _current_at(process_keys: Array, times: Array, asked_keys: Array, asked_times: Array) -> Array:
+    """Which rows were the newest of their process at one of the asked (process, time) pairs."""
+    out: Any = np.zeros(len(process_keys), dtype=bool)
+    known = _member(asked_keys, np.unique(process_keys))
+    asked_keys, asked_times = asked_keys[known], asked_times[known]
+    count = len(process_keys)
+    all_keys = np.concatenate([process_keys, asked_keys])
+    asks = np.arange(len(all_keys)) >= count
+    order = np.lexsort((asks, np.concatenate([times, asked_times]), all_keys))
+    row_at = np.where(asks[order], -1, np.arange(len(order)))
+    newest = np.maximum.accumulate(row_at) if len(row_at) else row_at
+    found = newest[asks[order]]
+    rows = order[found[found >= 0]]
+    same = all_keys[rows] == all_keys[order][asks[order]][found >= 0]
+    out[rows[same]] = True
+    return np.asarray(out)
+
+
 def _survivors(segment: Segment, keep: Array, bound: int) -> list[Segment]:
-    """The rows to keep as one segment; the oldest go when they take more than ``bound`` bytes."""
+    """The rows to keep as one segment of at most about ``bound`` bytes.
+
+    When there are more, half of the room goes to the oldest and half to the newest: a flood of new processes cannot
+    push out the daemons that it descends from, nor can old ones keep out all new ones.
+    """
     rows = np.flatnonzero(keep)
     if len(rows) == 0:
         return []
     kept = segment.take(rows)
     if kept.nbytes > bound:
-        newest = np.sort(np.argsort(kept.rows["time"], kind="stable")[-max(1, len(rows) * bound // kept.nbytes) :])
-        kept = kept.take(newest)
+        half = max(1, len(rows) * bound // kept.nbytes // 2)
+        by_time = np.argsort(kept.rows["time"], kind="stable")
+        kept = kept.take(np.sort(np.concatenate([by_time[:half], by_time[half:][-half:]])))
     return [kept]
