@@ -1,4 +1,5 @@
-# ruff: noqa: E501: one-line attack scripts are quoted as they are found in the wild
+# ruff: noqa: E501
+# One-line attack scripts are quoted as they are found in the wild.
 """The catalogue: what attackers do, what looks like it and is ordinary, and the finding types expected of each.
 
 Words in braces in a command are replaced by `tools.attacks.perform`: ``{ip}`` ``{ip6}`` ``{port}`` ``{port2}``

@@ -42,6 +42,10 @@ class Detector(ABC):
     tags: ClassVar[tuple[str, ...]] = ()
     tests: ClassVar[tuple[dict[str, Any], ...]] = ()
 
+    def __reduce__(self) -> tuple[type[Detector], tuple[()]]:
+        """Pickle as the class alone: a worker process begins with an empty state of its own."""
+        return type(self), ()
+
     @abstractmethod
     def confirm(self, event: Event, history: NodeHistory, context: EngineContext) -> Iterable[Detection]:
         """Decide about an event that passed a selector."""

@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -56,7 +57,7 @@ _LATER_NS = 10 * _SECOND
 """How long after the shell a relay's connection still counts."""
 _RING_NS = 600 * _SECOND
 _MAX_PENDING = 512
-_MAX_REPORTED = 16384
+_MAX_REPORTED = 4096
 
 _GIVE_TERMINALS = frozenset(
     {b"sshd", b"sshd-session", b"sshd-auth", b"login", b"agetty", b"getty", b"su", b"sudo", b"doas", b"tmux", b"screen"}
@@ -217,8 +218,9 @@ class ReverseShell(Detector):
         self._stdout = WatchedValues("stdout_ino")
         self._fifos = WatchedValues("ino")
         self._pending: OrderedDict[tuple[str, int, int, int], _Pending] = OrderedDict()
-        # With the boot: a node that boots anew begins anew.
-        self._reported: OrderedDict[tuple[str, bytes, int, int], None] = OrderedDict()
+        # By history, not by node name: a node that boots anew begins anew, and so does another engine in this
+        # process. Worker processes get a new instance (Detector.__reduce__), so the weak references never travel.
+        self._reported: WeakKeyDictionary[NodeHistory, OrderedDict[tuple[int, int], None]] = WeakKeyDictionary()
         kinds = Mask("stdin_kind", "in_", tuple(int(kind) for kind in _RELAYED))
         self.selectors = (
             Selector("exec", (Mask("stdin_kind", "eq", StdioKind.INET),)),
@@ -255,12 +257,12 @@ class ReverseShell(Detector):
         if verdict is None:
             return
         shell = verdict.shell
-        identity = (event.node, event.history.boot_id, shell.pid, shell.start)
-        if identity in self._reported:
+        reported = self._reported.setdefault(event.history, OrderedDict())
+        if (shell.pid, shell.start) in reported:
             return
-        self._reported[identity] = None
-        while len(self._reported) > _MAX_REPORTED:
-            self._reported.popitem(last=False)
+        reported[(shell.pid, shell.start)] = None
+        while len(reported) > _MAX_REPORTED:
+            reported.popitem(last=False)
         self._forget(event.node, shell)
         connection = verdict.connection
         evidence = connection.evidence

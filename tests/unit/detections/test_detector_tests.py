@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from typing import Any
 
@@ -41,3 +42,12 @@ def test_detector_ids_are_unique() -> None:
     ids = [detector.id for detector in ALL_DETECTORS]
 
     assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("detector", ALL_DETECTORS, ids=lambda d: d.id)
+def test_detector_travels_to_a_worker_process_without_its_state(detector: Detector) -> None:
+    copy = pickle.loads(pickle.dumps(detector))
+
+    assert type(copy) is type(detector)
+    assert copy is not detector
+    assert len(copy.selectors) == len(detector.selectors)
