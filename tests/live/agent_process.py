@@ -86,8 +86,9 @@ class AgentWorld:
         if self.process is not None:
             self.kill()
         self.detector.stop()
-        while subprocess.run(["umount", str(self.pins)], capture_output=True).returncode == 0:
-            pass
+        for mounted in (self.pins, self.spool):
+            while subprocess.run(["umount", str(mounted)], capture_output=True).returncode == 0:
+                pass
         shutil.rmtree(self.directory)
 
     # ---- what arrived ----------------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
 import ssl
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,6 +44,7 @@ class StubDetector:
     filters: dict[str, Any] | None = None
     keep_records: bool = False
     connections: int = 0
+    open: set[socket.socket] = field(default_factory=set)
     changed: threading.Condition = field(default_factory=threading.Condition)
     server: socketserver.BaseServer | None = None
 
@@ -79,11 +82,15 @@ class StubDetector:
             assert self.changed.wait_for(condition, timeout_s), "what the test waits for did not come"
 
     def stop(self) -> None:
-        """Stop listening; kept-open connections are left to their clients."""
+        """Stop listening and break off the connections that are open."""
         if self.server is not None:
             self.server.shutdown()
             self.server.server_close()
             self.server = None
+        with self.changed:
+            for connection in self.open:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -93,7 +100,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.detector.connections += 1
+        with self.detector.changed:
+            self.detector.connections += 1
+            self.detector.open.add(self.connection)
+
+    def finish(self) -> None:
+        with self.detector.changed:
+            self.detector.open.discard(self.connection)
+        with suppress(OSError):
+            super().finish()
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
