@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from vedette_detector.engine.segments import Array, Segment
+from vedette_detector.engine.segments import Array, Segment, sorted_unique
 from vedette_detector.engine.selector import Mask, Selector
 from vedette_detector.threat_lists import ThreatLists
 from vedette_events import _native
@@ -248,7 +248,7 @@ class _TypePlan:
         rows = np.concatenate([pair[0] for pair in found])
         groups = np.concatenate([pair[1] for pair in found])
         count = len(segment.rows)
-        unique = np.unique(groups * count + rows)
+        unique = sorted_unique(groups * count + rows)
         groups, rows = unique // count, unique % count
         present, starts = np.unique(groups, return_index=True)
         ends = [*starts[1:].tolist(), len(groups)]

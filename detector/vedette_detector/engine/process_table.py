@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vedette_detector.engine.segments import Array, Segment, SegmentStore, merge
+from vedette_detector.engine.segments import Array, Segment, SegmentStore, merge, sorted_unique
 from vedette_events.schema import Common
 
 _ANCESTOR_ROUNDS = 32
@@ -118,54 +118,78 @@ class ProcessTable:
         return best
 
     def expire(self, horizon: int, bound: int) -> None:
-        """Let go of what ended before ``horizon``, and of the oldest when more than ``bound`` bytes are held."""
+        """Let go of what ended before ``horizon``, and of the oldest when more than ``bound`` bytes are held.
+
+        Under a storm of forks this looks at every row once, some hundred thousand at a time, so each step looks only
+        at what the step before left open.
+        """
         if self.nbytes > bound:
-            horizon = max(horizon, self._cut(bound // 2))
+            horizon = max(horizon, self._cut(bound // 4 * 3))
         old_execs, new_execs = _split(self._execs.segments, horizon)
         old_forks, new_forks = _split(self._forks.segments, horizon)
         if not old_execs and not old_forks and not any(s.last <= horizon for s in self._exits.segments):
             return
         dead = self._dead(horizon)
-        reused = self._newest_start_by_pid(horizon)
+        execs = _Rows.of(old_execs, "pid", "start", "ppid", "parent_start")
+        forks = _Rows.of(old_forks, "child_pid", "child_start", "pid", "start")
+        for rows in (execs, forks):
+            rows.keep = ~_member(rows.keys, dead)
+        self._drop_superseded(execs, forks, horizon)
 
-        execs = merge(old_execs) if old_execs else None
-        forks = merge(old_forks) if old_forks else None
-        exec_keys = keys(execs.rows["pid"], execs.rows["start"]) if execs else np.empty(0, np.uint64)
-        fork_keys = keys(forks.rows["child_pid"], forks.rows["child_start"]) if forks else np.empty(0, np.uint64)
-        exec_parents = keys(execs.rows["ppid"], execs.rows["parent_start"]) if execs else exec_keys
-        fork_parents = keys(forks.rows["pid"], forks.rows["start"]) if forks else fork_keys
-        keep_execs = ~_member(exec_keys, dead)
-        keep_forks = ~_member(fork_keys, dead)
-        if execs:
-            keep_execs &= ~_superseded(execs.rows["pid"], execs.rows["start"], reused)
-        if forks:
-            keep_forks &= ~_superseded(forks.rows["child_pid"], forks.rows["child_start"], reused)
-
-        needed = self._parents(new_execs, new_forks)
+        asked = [self._parents(new_execs, new_forks, horizon), execs.parents[execs.keep], forks.parents[forks.keep]]
         for _ in range(_ANCESTOR_ROUNDS):
-            needed = np.unique(
-                np.concatenate([needed, exec_parents[keep_execs], fork_parents[keep_forks]]),
-            )
-            more_execs = keep_execs | _member(exec_keys, needed)
-            more_forks = keep_forks | _member(fork_keys, needed)
-            grown = int(more_execs.sum() + more_forks.sum() - keep_execs.sum() - keep_forks.sum())
-            keep_execs, keep_forks = more_execs, more_forks
-            if grown == 0:
+            wanted = sorted_unique(np.concatenate(asked))
+            asked = []
+            for rows in (execs, forks):
+                more = np.flatnonzero(~rows.keep)
+                more = more[_member(rows.keys[more], wanted)]
+                rows.keep[more] = True
+                asked.append(rows.parents[more])
+            if not any(len(found) for found in asked):
                 break
-        if execs:
-            wanted = _last_of_each(exec_keys, _effective(execs))
-            # A process that was forked and has not exec'ed runs what its parent ran then, perhaps not its last.
-            inheriting = [(fork_parents[keep_forks], forks.rows["time"][keep_forks])] if forks else []
-            inheriting += [(keys(s.rows["pid"], s.rows["start"]), s.rows["time"]) for s in new_forks]
-            for parents, times in inheriting:
-                wanted |= _current_at(exec_keys, _effective(execs), parents, times)
-            keep_execs &= wanted
-            self._execs.segments = _survivors(execs, keep_execs, bound // 4) + new_execs
-        if forks:
-            self._forks.segments = _survivors(forks, keep_forks, bound // 8) + new_forks
+        if old_execs:
+            self._keep_last_execs(execs, forks, new_forks, horizon)
+            self._execs.segments = _survivors(old_execs, execs.keep, bound // 4) + new_execs
+        if old_forks:
+            self._forks.segments = _survivors(old_forks, forks.keep, bound // 8) + new_forks
         # An exit may go only when no row that is still unexamined could need it.
         limit = min([horizon, *(s.first for s in new_execs), *(s.first for s in new_forks)])
         self._exits.segments = [s for s in self._exits.segments if s.last > limit]
+
+    @staticmethod
+    def _keep_last_execs(execs: _Rows, forks: _Rows, new_forks: list[Segment], horizon: int) -> None:
+        """Of each process keep the last exec, and those that forked processes inherit their program from."""
+        rows = np.flatnonzero(execs.keep)
+        times = np.concatenate([_effective(s) for s in execs.segments])[rows]
+        process_keys = execs.keys[rows]
+        # A process that was forked and has not exec'ed runs what its parent ran then, perhaps not its last.
+        parents, asked = [forks.parents[forks.keep]], [forks.times()[forks.keep]]
+        for segment in new_forks:
+            older = segment.rows["start"] <= np.uint64(max(horizon, 0))
+            parents.append(keys(segment.rows["pid"][older], segment.rows["start"][older]))
+            asked.append(segment.rows["time"][older])
+        wanted = _last_of_each(process_keys, times)
+        wanted |= _current_at(process_keys, times, np.concatenate(parents), np.concatenate(asked))
+        execs.keep[rows] = wanted
+
+    def _drop_superseded(self, execs: _Rows, forks: _Rows, horizon: int) -> None:
+        """Drop processes whose pid another one has taken over: their exit was lost."""
+        pids = sorted_unique(np.concatenate([execs.column("pid")[execs.keep], forks.column("child_pid")[forks.keep]]))
+        if len(pids) == 0:
+            return
+        found_pids, found_starts = [], []
+        for store, pid, start in ((self._execs, "pid", "start"), (self._forks, "child_pid", "child_start")):
+            for segment in store.segments:
+                column = segment.column(pid)
+                rows = np.flatnonzero(_member(column, pids))
+                starts = segment.rows[start][rows]
+                known = starts <= np.uint64(max(horizon, 0))
+                found_pids.append(column[rows][known])
+                found_starts.append(starts[known])
+        newest = _newest_by_pid(np.concatenate(found_pids), np.concatenate(found_starts))
+        for kept, pid, start in ((execs, "pid", "start"), (forks, "child_pid", "child_start")):
+            rows = np.flatnonzero(kept.keep)
+            kept.keep[rows] = ~_superseded(kept.column(pid)[rows], kept.column(start)[rows], newest)
 
     def _cut(self, target: int) -> int:
         """The time such that what is newer takes about ``target`` bytes."""
@@ -188,29 +212,51 @@ class ProcessTable:
             found.append(keys(rows["pid"], rows["start"]))
         return np.sort(np.concatenate(found)) if found else np.empty(0, np.uint64)
 
-    def _newest_start_by_pid(self, horizon: int) -> tuple[Array, Array]:
-        """Sorted pids and, for each, the newest start time at or before ``horizon``."""
-        pids, starts = [], []
-        for store, pid, start in ((self._execs, "pid", "start"), (self._forks, "child_pid", "child_start")):
-            for segment in store.segments:
-                pids.append(segment.rows[pid])
-                starts.append(segment.rows[start])
-        if not pids:
-            return np.empty(0, np.uint32), np.empty(0, np.uint64)
-        pid_array, start_array = np.concatenate(pids), np.concatenate(starts)
-        known = start_array <= np.uint64(max(horizon, 0))
-        pid_array, start_array = pid_array[known], start_array[known]
-        order = np.lexsort((start_array, pid_array))
-        pid_array, start_array = pid_array[order], start_array[order]
-        last = np.ones(len(pid_array), dtype=bool)
-        last[:-1] = pid_array[1:] != pid_array[:-1]
-        return pid_array[last], start_array[last]
-
     @staticmethod
-    def _parents(execs: list[Segment], forks: list[Segment]) -> Array:
-        found = [keys(s.rows["ppid"], s.rows["parent_start"]) for s in execs]
-        found += [keys(s.rows["pid"], s.rows["start"]) for s in (*forks, *execs)]
-        return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
+    def _parents(execs: list[Segment], forks: list[Segment], horizon: int) -> Array:
+        """Keys that newer rows refer to and that can be in older rows: of processes started by then."""
+        found = [np.empty(0, np.uint64)]
+        pairs = [(s, "ppid", "parent_start") for s in execs] + [(s, "pid", "start") for s in (*forks, *execs)]
+        for segment, pid, start in pairs:
+            starts = segment.rows[start]
+            older = starts <= np.uint64(max(horizon, 0))
+            found.append(keys(segment.rows[pid][older], starts[older]))
+        return np.concatenate(found)
+
+
+@dataclass
+class _Rows:
+    """Old rows of one type: their keys, their parents' keys, and which are to be kept."""
+
+    segments: list[Segment]
+    keys: Array
+    parents: Array
+    keep: Array
+
+    @classmethod
+    def of(cls, segments: list[Segment], pid: str, start: str, parent_pid: str, parent_start: str) -> _Rows:
+        own = [keys(s.rows[pid], s.rows[start]) for s in segments]
+        parents = [keys(s.rows[parent_pid], s.rows[parent_start]) for s in segments]
+        none = np.empty(0, np.uint64)
+        all_keys = np.concatenate([none, *own])
+        return cls(segments, all_keys, np.concatenate([none, *parents]), np.ones(len(all_keys), dtype=bool))
+
+    def column(self, name: str) -> Array:
+        """A field of all rows."""
+        return np.concatenate([s.rows[name] for s in self.segments]) if self.segments else np.empty(0, np.uint64)
+
+    def times(self) -> Array:
+        """The rows' times."""
+        return self.column("time")
+
+
+def _newest_by_pid(pids: Array, starts: Array) -> tuple[Array, Array]:
+    """Sorted pids and, for each, the newest start time."""
+    order = np.lexsort((starts, pids))
+    pids, starts = pids[order], starts[order]
+    last = np.ones(len(pids), dtype=bool)
+    last[:-1] = pids[1:] != pids[:-1]
+    return pids[last], starts[last]
 
 
 def _split(segments: list[Segment], horizon: int) -> tuple[list[Segment], list[Segment]]:
@@ -243,7 +289,7 @@ def _last_of_each(process_keys: Array, times: Array) -> Array:
 def _current_at(process_keys: Array, times: Array, asked_keys: Array, asked_times: Array) -> Array:
     """Which rows were the newest of their process at one of the asked (process, time) pairs."""
     out: Any = np.zeros(len(process_keys), dtype=bool)
-    known = _member(asked_keys, np.unique(process_keys))
+    known = _member(asked_keys, np.sort(process_keys))
     asked_keys, asked_times = asked_keys[known], asked_times[known]
     count = len(process_keys)
     all_keys = np.concatenate([process_keys, asked_keys])
@@ -258,18 +304,25 @@ def _current_at(process_keys: Array, times: Array, asked_keys: Array, asked_time
     return np.asarray(out)
 
 
-def _survivors(segment: Segment, keep: Array, bound: int) -> list[Segment]:
+def _survivors(segments: list[Segment], keep: Array, bound: int) -> list[Segment]:
     """The rows to keep as one segment of at most about ``bound`` bytes.
 
     When there are more, half of the room goes to the oldest and half to the newest: a flood of new processes cannot
     push out the daemons that it descends from, nor can old ones keep out all new ones.
     """
-    rows = np.flatnonzero(keep)
-    if len(rows) == 0:
+    if not keep.any():
         return []
-    kept = segment.take(rows)
+    parts = []
+    first = 0
+    for segment in segments:
+        rows = np.flatnonzero(keep[first : first + len(segment.rows)])
+        first += len(segment.rows)
+        if len(rows):
+            parts.append(segment.take(rows))
+    kept = merge(parts)
+    count = len(kept.rows)
     if kept.nbytes > bound:
-        half = max(1, len(rows) * bound // kept.nbytes // 2)
+        half = max(1, count * bound // kept.nbytes // 2)
         by_time = np.argsort(kept.rows["time"], kind="stable")
         kept = kept.take(np.sort(np.concatenate([by_time[:half], by_time[half:][-half:]])))
     return [kept]
