@@ -21,8 +21,9 @@ Attachment = Literal["tracing", "call", "cgroup", "run"]
 class Program:
     """One BPF program of the object.
 
-    ``tracepoint`` is looked up in the kernel's BTF as ``btf_trace_<tracepoint>`` before loading; ``note`` completes the
-    hook's name for people.
+    ``tracepoint`` is looked up in the kernel's BTF as ``btf_trace_<tracepoint>`` before loading; ``note`` is the hook's
+    name for people where the tracepoint's would not do. A program with ``instead_of`` is used only where that one
+    cannot be.
     """
 
     name: str
@@ -32,11 +33,12 @@ class Program:
     calls: tuple[int, ...] = ()
     optional: bool = True
     note: str = ""
+    instead_of: str = ""
 
     @property
     def hook(self) -> str:
         """The hook's name for people: ``sys_exit:open``, ``sched_process_exec``, ``cgroup_skb/ingress``."""
-        if self.attachment == "cgroup":
+        if self.note:
             return self.note
         if self.attachment == "call":
             return f"sys_exit:{self.name}"
@@ -71,7 +73,8 @@ PROGRAMS: tuple[Program, ...] = (
     Program("setuid", ("setuid",), "call", calls=(105, 106, 113, 114, 117, 119, 122, 123, 126)),
     Program("module", ("module",), "call", calls=(175, 176, 313)),
     Program("io_uring_submit_req", ("io_uring",), "tracing", "io_uring_submit_req"),
-    Program("net_dev_queue", ("dns",), "tracing", "net_dev_queue", note="queries over UDP"),
+    Program("io_uring_setup", ("io_uring",), "call", calls=(425,), instead_of="io_uring_submit_req"),
+    Program("net_dev_queue", ("dns",), "tracing", "net_dev_queue", note="net_dev_queue (queries over UDP)"),
     Program("dns_egress", ("dns",), "cgroup", "", note="cgroup_skb/egress (queries over TCP)"),
     Program("dns_ingress", ("dns",), "cgroup", "", note="cgroup_skb/ingress (answers)"),
     Program("identify", (), "run", ""),

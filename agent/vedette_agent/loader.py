@@ -10,7 +10,8 @@ finds them again (``reused``) in milliseconds and loses nothing that happened be
 is stopped once the new one runs, and is offered in ``stale`` for its ring to be drained; `Generation.remove` it then.
 
 **Availability.** Programs whose tracepoint this kernel lacks are not loaded, and an optional program that the verifier
-refuses is left out and the rest loaded again. Both are told in ``hooks``, with the reason.
+refuses is left out and the rest loaded again. Both are told in ``hooks``, with the reason. Where even the required
+programs are refused, the base variant of the object (kernels before 5.11) is tried.
 
 Needs CAP_BPF and CAP_PERFMON; CAP_NET_ADMIN for DNS answers and DNS over TCP. A pin directory must be writable.
 """
@@ -30,6 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vedette_agent.bpf_build import base_of
 from vedette_agent.hooks import PROGRAMS, Program
 from vedette_events.schema import BY_NAME, SCHEMA_VERSION
 
@@ -220,7 +222,16 @@ _ZERO = struct.pack("<I", 0)
 class Generation:
     """The maps of one load: of the programs that run now, or of ones that ran before."""
 
-    def __init__(self, session: int, maps: Mapping[str, int], ring_size: int, directory: Path | None) -> None:
+    def __init__(
+        self,
+        session: int,
+        maps: Mapping[str, int],
+        ring_size: int,
+        directory: Path | None,
+        *,
+        own_layout: bool = True,
+    ) -> None:
+        self._own_layout = own_layout  # whether `settings` has the layout that this version writes
         self.session = session
         """Nanoseconds since boot when the programs were loaded."""
         self.ring_size = ring_size
@@ -250,13 +261,22 @@ class Generation:
         self._maps.clear()
 
     def stop(self) -> None:
-        """Detach the programs; the maps stay, so that the ring can still be drained."""
+        """Stop the programs; the maps stay, so that the ring can still be drained.
+
+        The kernel detaches a moment later; from here on the programs emit nothing.
+        """
+        if self._own_layout:
+            values = list(_SETTINGS.unpack(_lookup(self._maps["settings"], _ZERO, _SETTINGS.size)))
+            values[2] = (1 << 64) - 1
+            _update(self._maps["settings"], _ZERO, _SETTINGS.pack(*values))
         if self._directory is not None:
             for path in self._directory.glob("link_*"):
                 path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Detach the programs, remove the pins and close the file descriptors."""
+        if self._maps:
+            self.stop()
         if self._directory is not None:
             _remove_directory(self._directory)
         self.close()
@@ -494,7 +514,8 @@ def _find_pinned(directory: Path, identity: str) -> tuple[Programs | None, list[
             else:
                 current.set_own_tgid(0)
         else:
-            stale.append(Generation(meta["session"], maps, meta["ring_bytes"], path))
+            own_layout = meta.get("settings_size") == _SETTINGS.size
+            stale.append(Generation(meta["session"], maps, meta["ring_bytes"], path, own_layout=own_layout))
     return current, stale
 
 
@@ -578,6 +599,26 @@ def _load_object(path: Path, config: Config, left_out: dict[str, tuple[HookStatu
             )
         for name in refused:
             left_out[name] = ("failed", f"the verifier refused it: {_log_tail(4)}")
+            for other in PROGRAMS:
+                if other.instead_of == name:
+                    left_out.pop(other.name, None)
+
+
+def _load_either(path: Path, config: Config, left_out: dict[str, tuple[HookStatus, str]]) -> _Loaded:
+    """The object, or where the kernel is too old for it, its base variant beside it (`bpf_build.base_of`)."""
+    before = dict(left_out)
+    try:
+        return _load_object(path, config, left_out)
+    except LoaderError as error:
+        base = base_of(path)
+        if error.reason != "LoadRefused" or not base.exists():
+            raise
+        left_out.clear()
+        left_out.update(before)
+        try:
+            return _load_object(base, config, left_out)
+        except LoaderError:
+            raise error from None
 
 
 def _load_anew(path: Path, pin_dir: Path | None, config: Config, identity: str) -> Programs:
@@ -595,7 +636,10 @@ def _load_anew(path: Path, pin_dir: Path | None, config: Config, identity: str) 
     }
     del kernel_btf
     left_out.update(dict.fromkeys(config.without, ("missing", "left out by configuration")))
-    loaded = _load_object(path, config, left_out)
+    for program in PROGRAMS:
+        if program.instead_of and program.instead_of not in left_out:
+            left_out[program.name] = ("missing", _NOT_NEEDED)
+    loaded = _load_either(path, config, left_out)
     links: dict[str, int] = {}
     maps: dict[str, int] = {}
     directory: Path | None = None
@@ -623,6 +667,7 @@ def _load_anew(path: Path, pin_dir: Path | None, config: Config, identity: str) 
                 "session": session,
                 "ring_bytes": config.ring_bytes,
                 "exclude_self": config.exclude_self,
+                "settings_size": _SETTINGS.size,
                 "links": sorted(links),
                 "hooks": [[h.event, h.hook, h.state, h.reason[:400]] for h in programs.hooks],
             }
@@ -688,10 +733,14 @@ def _attach(
             raise LoaderError("AttachRefused", f"{program.hook}: {reason}")
 
 
+_NOT_NEEDED = "not needed"
+
+
 def _states(left_out: Mapping[str, tuple[HookStatus, str]]) -> list[HookState]:
     def state(event: str, program: Program) -> HookState:
         status, reason = left_out.get(program.name, ("loaded", ""))
         return HookState(event, program.hook, status, reason)
 
-    states = [state(event, program) for program in PROGRAMS for event in program.events]
+    used = [p for p in PROGRAMS if left_out.get(p.name, ("", ""))[1] != _NOT_NEEDED]
+    states = [state(event, program) for program in used for event in program.events]
     return [*states, HookState("cgroup", "every hook", "loaded")]

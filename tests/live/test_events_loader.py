@@ -262,19 +262,37 @@ def test_the_base_object_of_older_kernels_loads_too(needs_root: None, tmp_path: 
     assert [r.path for r in mine(records, "open")] == [os.fsencode(tmp_path / "f")]
 
 
-def test_a_tracepoint_that_the_kernel_lacks_is_told(
-    bpf_object: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_missing_tracepoint_is_told_and_replaced(
+    bpf_object: Path, helper: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     btf = tmp_path / "vmlinux"
     btf.write_bytes(loader.KERNEL_BTF.read_bytes().replace(b"\0btf_trace_io_uring_submit_req\0", b"\0" * 31))
     monkeypatch.setattr(loader, "KERNEL_BTF", btf)
     programs = loader.load(bpf_object, None, loader.Config(ring_bytes=1 << 20))
+    collector = Collector(programs)
+    command = [helper, "uring_open", "/etc/shadow"]
+    records = collector(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+    collector.close()
     programs.close()
-    assert [h for h in programs.hooks if h.state != "loaded"] == [
-        loader.HookState(
-            "io_uring", "io_uring_submit_req", "missing", "this kernel has no tracepoint io_uring_submit_req"
-        )
+    reason = "this kernel has no tracepoint io_uring_submit_req"
+    assert [h for h in programs.hooks if h.event == "io_uring"] == [
+        loader.HookState("io_uring", "io_uring_submit_req", "missing", reason),
+        loader.HookState("io_uring", "sys_exit:io_uring_setup", "loaded"),
     ]
+    assert [h for h in programs.hooks if h.state != "loaded" and h.event != "io_uring"] == []
+    assert [r.opcode for r in records if r.event == "io_uring"] == [0xFFFFFFFF]
+
+
+def test_the_base_object_serves_where_the_other_is_refused(needs_root: None, tmp_path: Path) -> None:
+    target = bpf_build.build(tmp_path / "vedette.bpf.o", defines=("VEDETTE_TEST_REFUSED_DISPATCH",))
+    with pytest.raises(loader.LoaderError) as caught:
+        loader.load(target, None, loader.Config(ring_bytes=1 << 20))
+    assert caught.value.reason == "LoadRefused"
+    assert "'sys_exit'" in str(caught.value)
+    bpf_build.build(bpf_build.base_of(target), defines=("VEDETTE_BASE",))
+    programs = loader.load(target, None, loader.Config(ring_bytes=1 << 20))
+    programs.close()
+    assert [h for h in programs.hooks if h.state != "loaded"] == []
 
 
 UNPRIVILEGED = """

@@ -306,8 +306,9 @@ struct io_socket {
 #pragma clang attribute pop
 
 /*
- * GET(p, a, b) is p->a->b. The ordinary object loads directly through BTF pointers (measured 10-20 % cheaper than helper
- * calls); the base object, for kernels before 5.11, which lack bpf_get_current_task_btf, reads with helpers throughout.
+ * GET(p, a, b) is p->a->b, for the checks that every call of a kind passes through. The ordinary object loads directly through
+ * BTF pointers (measured 10-20 % cheaper than helper calls); the base object, for kernels before 5.11, which lack
+ * bpf_get_current_task_btf, reads with helpers throughout.
  */
 #ifdef VEDETTE_BASE
 #define GET(...) BPF_CORE_READ(__VA_ARGS__)

@@ -8,6 +8,9 @@
 
 SYSCALL_EXIT(sys_exit)
 {
+#ifdef VEDETTE_TEST_REFUSED_DISPATCH /* the loader's test needs an object that no verifier accepts */
+	settings.name_hint[bpf_ktime_get_boot_ns()] = 0;
+#endif
 	struct task_struct *task = current_task();
 	u32 number = GET(regs, orig_ax);
 	if (GET(task, thread_info.status) & TS_COMPAT)

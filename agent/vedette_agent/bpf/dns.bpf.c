@@ -86,66 +86,92 @@ static __always_inline bool packet_seen(const struct vd_dns *r, u64 sock)
 	return false;
 }
 
+/*
+ * Who sends: the current task, except where the packet had to wait (for ARP, in a tunnel) and goes out in whatever context came
+ * by. So it must live in the socket's network namespace and be no kernel thread.
+ */
+static __always_inline bool is_sender(struct task_struct *task, struct sock *sk)
+{
+	u64 sk_net = 0, task_net = 0;
+	struct nsproxy *proxy = GET(task, nsproxy);
+	bpf_core_read(&sk_net, 8, &sk->__sk_common.skc_net.net);
+	bpf_core_read(&task_net, 8, &proxy->net_ns);
+	return sk_net == task_net && !(GET(task, flags) & PF_KTHREAD) && GET(task, tgid);
+}
+
+struct datagram {
+	u32 source[4], destination[4];
+	u64 payload; /* offset from skb->head */
+	u16 family, lport;
+};
+
+/* Whether the packet is UDP to port 53, and from where to where. */
+static __always_inline bool parse_datagram(struct datagram *d, struct sk_buff *skb)
+{
+	u16 protocol = GET(skb, protocol);
+	u64 at = GET(skb, network_header), head = 0;
+	struct udp udp;
+	if (protocol == bpf_htons(ETH_P_IP)) {
+		struct ipv4 ip;
+		bpf_core_read(&head, 8, &skb->head);
+		if (bpf_probe_read_kernel(&ip, sizeof(ip), (void *)(head + at)) || ip.protocol != IPPROTO_UDP ||
+		    (ip.fragment & bpf_htons(0x1fff)))
+			return false;
+		at += (ip.version_length & 15) * 4;
+		d->family = AF_INET;
+		d->source[3] = ip.source;
+		d->destination[3] = ip.destination;
+	} else if (protocol == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6 ip;
+		bpf_core_read(&head, 8, &skb->head);
+		if (bpf_probe_read_kernel(&ip, sizeof(ip), (void *)(head + at)) || ip.next != IPPROTO_UDP)
+			return false;
+		at += sizeof(ip);
+		d->family = AF_INET6;
+		__builtin_memcpy(d->source, ip.source, 16);
+		__builtin_memcpy(d->destination, ip.destination, 16);
+	} else {
+		return false;
+	}
+	if (bpf_probe_read_kernel(&udp, sizeof(udp), (void *)(head + at)) || udp.destination != bpf_htons(DNS_PORT))
+		return false;
+	d->lport = bpf_ntohs(udp.source);
+	d->payload = at + sizeof(udp);
+	return true;
+}
+
 SEC("tp_btf/net_dev_queue")
 int BPF_PROG(net_dev_queue, struct sk_buff *skb)
 {
+	struct datagram d = {};
 	struct sock *sk = GET(skb, sk);
-	if (!sk)
+	if (!sk || !parse_datagram(&d, skb) || !wanted_type(VD_EVENT_DNS))
 		return 0;
-	u16 protocol = bpf_ntohs(GET(skb, protocol));
-	u64 at = (u64)GET(skb, network_header);
-	u64 head = 0, data = 0;
-	if (protocol == ETH_P_IP) {
-		struct ipv4 ip;
-		struct udp udp;
-		bpf_core_read(&head, 8, &skb->head);
-		if (bpf_probe_read_kernel(&ip, sizeof(ip), (void *)(head + at)) || ip.protocol != IPPROTO_UDP)
-			return 0;
-		if (ip.fragment & bpf_htons(0x1fff))
-			return 0;
-		at += (ip.version_length & 15) * 4;
-		if (bpf_probe_read_kernel(&udp, sizeof(udp), (void *)(head + at)) || udp.destination != bpf_htons(DNS_PORT))
-			return 0;
-		struct scratch *s = scratch_of(SCRATCH_NETWORK);
-		if (!s || !wanted_type(VD_EVENT_DNS))
-			return 0;
-		begin_dns(s, VD_DNS_DIRECTION_QUERY);
-		struct vd_dns *r = (void *)s->record;
-		r->family = AF_INET;
-		r->laddr[3] = ip.source;
-		r->raddr[3] = ip.destination;
-		r->lport = bpf_ntohs(udp.source);
-	} else if (protocol == ETH_P_IPV6) {
-		struct ipv6 ip;
-		struct udp udp;
-		bpf_core_read(&head, 8, &skb->head);
-		if (bpf_probe_read_kernel(&ip, sizeof(ip), (void *)(head + at)) || ip.next != IPPROTO_UDP)
-			return 0;
-		at += sizeof(ip);
-		if (bpf_probe_read_kernel(&udp, sizeof(udp), (void *)(head + at)) || udp.destination != bpf_htons(DNS_PORT))
-			return 0;
-		struct scratch *s = scratch_of(SCRATCH_NETWORK);
-		if (!s || !wanted_type(VD_EVENT_DNS))
-			return 0;
-		begin_dns(s, VD_DNS_DIRECTION_QUERY);
-		struct vd_dns *r = (void *)s->record;
-		r->family = AF_INET6;
-		__builtin_memcpy(r->laddr, ip.source, 16);
-		__builtin_memcpy(r->raddr, ip.destination, 16);
-		r->lport = bpf_ntohs(udp.source);
-	} else {
-		return 0;
-	}
+	struct task_struct *task = current_task();
 	struct scratch *s = scratch_of(SCRATCH_NETWORK);
 	if (!s)
 		return 0;
+	struct identity who = {};
+	bool known = is_sender(task, sk);
+	if (known) {
+		if (is_own(task))
+			return 0;
+		who.cgroup = note_cgroup(SCRATCH_NETWORK, task); /* uses the scratch itself: first */
+		fill_identity(&who, task);
+	}
+	begin_dns(s, VD_DNS_DIRECTION_QUERY);
 	struct vd_dns *r = (void *)s->record;
+	r->family = d.family;
+	__builtin_memcpy(r->laddr, d.source, 16);
+	__builtin_memcpy(r->raddr, d.destination, 16);
+	r->lport = d.lport;
+	r->rport = DNS_PORT;
 	r->sock_type = SOCK_DGRAM;
 	r->protocol = IPPROTO_UDP;
-	r->rport = DNS_PORT;
-	at += sizeof(struct udp);
+	u64 head = 0, data = 0, number = 0;
+	bpf_core_read(&head, 8, &skb->head);
 	bpf_core_read(&data, 8, &skb->data);
-	u64 end = data + GET(skb, len) - GET(skb, data_len), begin = head + at;
+	u64 end = data + GET(skb, len) - GET(skb, data_len), begin = head + d.payload; /* of the linear part */
 	if (end < begin + DNS_HEADER)
 		return 0;
 	u64 length = end - begin;
@@ -157,52 +183,32 @@ int BPF_PROG(net_dev_queue, struct sk_buff *skb)
 	if (bpf_probe_read_kernel(s->record + sizeof(*r), length, (void *)begin))
 		return 0;
 	r->payload_len = length;
-	u64 number = 0;
+	s->length = sizeof(*r) + length;
 	bpf_core_read(&number, 8, &skb->sk);
 	if (packet_seen(r, number))
 		return 0;
-
-	/*
-	 * The current task is the sender, except where the packet had to wait (for ARP, in a tunnel) and goes out in whatever
-	 * context came by. So it must live in the socket's network namespace and be no kernel thread; else the port's last known
-	 * user is named.
-	 */
-	struct task_struct *task = current_task();
 	struct dns_key key;
 	client_key(&key, r);
-	u64 sk_net = 0, task_net = 0;
-	bpf_core_read(&sk_net, 8, &sk->__sk_common.skc_net.net);
-	struct nsproxy *proxy = GET(task, nsproxy);
-	bpf_core_read(&task_net, 8, &proxy->net_ns);
-	if (sk_net == task_net && !(GET(task, flags) & PF_KTHREAD) && GET(task, tgid)) {
-		struct identity who = {};
-		if (is_own(task))
-			return 0;
-		u64 length_before = s->length;
-		u64 node = cgroup_node(task);
-		bpf_core_read(&who.cgroup, 8, &((struct kernfs_node *)node)->id);
-		fill_identity(&who, task);
+	if (known) {
 		set_identity(&r->header, &who);
 		bpf_map_update_elem(&dns_clients, &key, &who, BPF_ANY);
-		s->length = length_before;
 	} else {
-		struct identity *who = bpf_map_lookup_elem(&dns_clients, &key);
-		if (who)
-			set_identity(&r->header, who);
+		struct identity *last = bpf_map_lookup_elem(&dns_clients, &key);
+		if (last)
+			set_identity(&r->header, last);
 		else
 			r->header.flags |= VD_COMMON_NO_PROCESS;
 	}
 	struct socket *socket = BPF_CORE_READ(sk, sk_socket);
 	if (socket)
 		r->sock_ino = BPF_CORE_READ(socket, file, f_inode, i_ino);
-	s->length = sizeof(*r) + length;
 	finish(s);
 	return 0;
 }
 
 /*
  * Parse addresses and ports of the packet into the record; returns the offset of the payload, 0 when it is no DNS of the wanted
- * direction. `local_source`: the packet leaves.
+ * direction. `leaves`: from here to the server.
  */
 static __always_inline u32 parse(struct __sk_buff *skb, struct vd_dns *r, bool leaves)
 {

@@ -60,17 +60,30 @@ __noinline int wanted_tail(u64 length)
 	return bpf_map_lookup_elem(&open_names, &key) != 0;
 }
 
-static __always_inline int failed_open(struct scratch *s, struct task_struct *task, struct call *call, s32 dfd, u64 path, u64 flags,
-				       u64 resolve, s32 result)
+/*
+ * Most failed opens are searches along a path (programs starting, imports) and end at the name; the path is read to where it will
+ * be in the record, and the record is begun only when it is wanted.
+ */
+static __always_inline int failed_open(struct scratch *s, struct task_struct *task, s32 dfd, u64 path, u64 flags, u64 resolve, s32 result)
 {
+	bool write = (flags & O_ACCMODE) || (flags & O_CREAT);
+	s64 length = 0;
+	if (path)
+		length = bpf_probe_read_user_str(s->record + sizeof(struct vd_open), PATH_LIMIT, (void *)path);
+	u16 extra = length < 0 ? VD_COMMON_FAULT : length == PATH_LIMIT ? VD_COMMON_TRUNCATED : 0;
+	length = length > 0 ? length - 1 : 0;
+	s->length = sizeof(struct vd_open) + length;
+	if (!write && !(settings.options & OPTION_ALL_OPENS) && !wanted_tail(length))
+		return 0;
 	struct vd_open *r = BEGIN(vd_open, VD_EVENT_OPEN, s, task, result);
+	if (s->announced) /* the cgroup's record was built in the same place */
+		bpf_probe_read_user_str(s->record + sizeof(struct vd_open), PATH_LIMIT, (void *)path);
+	r->header.flags |= extra;
 	r->oflags = flags;
 	r->resolve = resolve;
 	r->fd = -1;
-	r->path_len = append_user_string(s, path, PATH_LIMIT);
-	bool write = (flags & O_ACCMODE) || (flags & O_CREAT);
-	if (!write && !wanted_tail(r->path_len) && !(settings.options & OPTION_ALL_OPENS))
-		return 0;
+	r->path_len = length;
+	s->length += length;
 	r->dir_len = append_directory(s, task, dfd, r->path_len);
 	if (!seen_tails(s, task, VD_EVENT_OPEN, sizeof(*r), result, flags))
 		finish(s);
@@ -92,19 +105,21 @@ SYSCALL_EXIT(open)
 		u32 flags = BPF_CORE_READ(file, f_flags);
 		struct inode *inode = BPF_CORE_READ(file, f_inode);
 		u32 mode = BPF_CORE_READ(inode, i_mode) & S_IFMT;
-		bool report = mode == S_IFIFO || ((flags & O_ACCMODE) && mode != S_IFCHR) || (settings.options & OPTION_ALL_OPENS);
+		/* A pipe opened again through /dev/stdout is a FIFO by mode, but has no name in any directory. */
+		bool report = ((flags & O_ACCMODE) && mode != S_IFCHR && mode != S_IFIFO) || (settings.options & OPTION_ALL_OPENS) ||
+			      (mode == S_IFIFO && BPF_CORE_READ(inode, i_sb, s_magic) != PIPEFS_MAGIC);
 		if (!report && !wanted_dentry(BPF_CORE_READ(file, f_path.dentry)))
 			return 0;
-		struct file_facts facts = {};
-		file_facts(&facts, file);
 		/* O_CREAT and the like are gone from f_flags; what distinguishes two opens here is the access mode and O_PATH. */
-		struct seen_key key = {.a = facts.ino, .b = facts.dev, .c = flags & (O_ACCMODE | 010000000)};
+		struct seen_key key = {.a = BPF_CORE_READ(inode, i_ino), .b = BPF_CORE_READ(inode, i_sb, s_dev), .c = flags & (O_ACCMODE | 010000000)};
 		seen_process(&key, task, VD_EVENT_OPEN);
 		if (seen_before(&key))
 			return 0;
 		struct scratch *s = get_scratch();
 		if (!s)
 			return 0;
+		struct file_facts facts = {};
+		file_facts(&facts, file);
 		u64 resolve = 0;
 		u32 asked = call.number == 257 ? call.a[2] : call.number == 2 ? call.a[1] : call.number == 85 ? 01101 : call.a[2];
 		if (call.number == 437) {
@@ -130,18 +145,18 @@ SYSCALL_EXIT(open)
 		return 0;
 	switch (call.number) {
 	case 2:
-		return failed_open(s, task, &call, AT_FDCWD, call.a[0], call.a[1], 0, ret);
+		return failed_open(s, task, AT_FDCWD, call.a[0], call.a[1], 0, ret);
 	case 85:
-		return failed_open(s, task, &call, AT_FDCWD, call.a[0], 01101 /* O_CREAT|O_WRONLY|O_TRUNC */, 0, ret);
+		return failed_open(s, task, AT_FDCWD, call.a[0], 01101 /* O_CREAT|O_WRONLY|O_TRUNC */, 0, ret);
 	case 257:
-		return failed_open(s, task, &call, call.a[0], call.a[1], (u32)call.a[2], 0, ret);
+		return failed_open(s, task, call.a[0], call.a[1], (u32)call.a[2], 0, ret);
 	case 437: {
 		struct open_how_user how = {};
 		bpf_probe_read_user(&how, sizeof(how), (void *)call.a[2]);
-		return failed_open(s, task, &call, call.a[0], call.a[1], how.flags, how.resolve, ret);
+		return failed_open(s, task, call.a[0], call.a[1], how.flags, how.resolve, ret);
 	}
 	case 304: /* open_by_handle_at has no path; that it was tried is what matters (a way out of containers) */
-		return failed_open(s, task, &call, call.a[0], 0, (u32)call.a[2] | O_CREAT, 0, ret);
+		return failed_open(s, task, call.a[0], 0, (u32)call.a[2] | O_CREAT, 0, ret);
 	}
 	return 0;
 }

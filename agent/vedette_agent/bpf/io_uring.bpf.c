@@ -101,3 +101,20 @@ int BPF_PROG(io_uring_submit_req, struct io_kiocb *req)
 		finish(s);
 	return 0;
 }
+
+/*
+ * For kernels whose tracepoint has another name (before 6.3): that a process has set up a ring is all that is told, with the
+ * opcode 0xffffffff, which io_uring will never have.
+ */
+SYSCALL_EXIT(io_uring_setup)
+{
+	struct task_struct *task = current_task();
+	struct scratch *s = get_scratch();
+	if (!s || !wanted_type(VD_EVENT_IO_URING) || is_own(task))
+		return 0;
+	struct vd_io_uring *r = BEGIN(vd_io_uring, VD_EVENT_IO_URING, s, task, ret);
+	r->opcode = 0xffffffff;
+	r->fd = 0xffff;
+	finish(s);
+	return 0;
+}

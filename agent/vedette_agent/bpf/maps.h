@@ -117,13 +117,14 @@ struct scratch {
 	u32 path_start;	/* where the walked path begins in `path` */
 	u32 path_length;
 	u32 reached_root; /* the walk met the process's root directory */
+	u32 announced;	  /* a CGROUP record was built here since the call began */
 	u64 hash;
 	/*
 	 * State of the loops below. It lives here instead of in registers so that the verifier forgets its values: each round
 	 * then begins in the same state as the one before and is checked once, instead of once per path through all earlier rounds.
 	 */
 	volatile u64 mnt, dentry, mnt_root, node, at, end, start;
-	volatile u32 inside, copying;
+	volatile u32 inside, copying, pad;
 	u8 record[RECORD_LIMIT + PATH_LIMIT + 64];
 	u8 path[PATH_LIMIT + 256];
 };

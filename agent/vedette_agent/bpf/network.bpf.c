@@ -101,15 +101,13 @@ SYSCALL_EXIT(connect)
 	read_address(&to, call.a[1], (u32)call.a[2]);
 	if (!wanted_family(to.family))
 		return 0;
-	struct file *file = file_of(task, (s32)call.a[0]);
-	struct sock *sk = sock_of(file);
-	struct scratch *s = get_scratch();
-	if (!sk || !s)
-		return 0;
 	if (to.port == bpf_htons(53) && to.family != AF_UNIX && (!ret || ret == -EINPROGRESS)) {
+		struct sock *sk = sock_of(file_of(task, (s32)call.a[0]));
 		struct sock_fields fields = {};
-		fill_sock(&fields, sk);
-		note_dns_client(task, &fields);
+		if (sk) {
+			fill_sock(&fields, sk);
+			note_dns_client(task, &fields);
+		}
 	}
 	if (is_own(task))
 		return 0;
@@ -120,6 +118,11 @@ SYSCALL_EXIT(connect)
 		if (seen_before(&key))
 			return 0;
 	}
+	struct file *file = file_of(task, (s32)call.a[0]);
+	struct sock *sk = sock_of(file);
+	struct scratch *s = get_scratch();
+	if (!sk || !s)
+		return 0;
 	struct vd_connect *r = BEGIN(vd_connect, VD_EVENT_CONNECT, s, task, ret);
 	fill_socket_file(SOCK(r), file, sk, (s32)call.a[0]);
 	if (to.family == AF_UNIX) {
