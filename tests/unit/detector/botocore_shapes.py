@@ -66,5 +66,6 @@ def _check(value: Any, shape: Any, path: str, allowed: frozenset[str]) -> Iterat
             yield f"{path}: {value!r} is not one of {shape.metadata['enum']}"
         elif kind == "string":
             low, high = shape.metadata.get("min"), shape.metadata.get("max")
+            assert isinstance(value, str)
             if (low is not None and len(value) < low) or (high is not None and len(value) > high):
                 yield f"{path}: {len(value)} characters, not {low} to {high}"

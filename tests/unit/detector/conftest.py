@@ -1,11 +1,10 @@
-"""Fixtures of the detector's tests; makes the module beside them importable in pytest's importlib mode."""
+"""Fixtures of the detector's tests."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,13 +13,8 @@ from typing import Any
 
 import pytest
 
-_HERE = str(Path(__file__).parent)
-if _HERE not in sys.path:
-    sys.path.insert(0, _HERE)
-
-from detector_parts import RULE  # noqa: E402
-
-from vedette_detector.config import Settings  # noqa: E402
+from tests.unit.detector.detector_parts import RULE
+from vedette_detector.config import Settings
 
 
 @pytest.fixture
@@ -121,9 +115,10 @@ def postgresql_server() -> Iterator[str]:
 def postgresql(postgresql_server: str) -> str:
     """URL of a fresh database."""
     import psycopg
+    from psycopg import sql
 
     name = f"v{time.monotonic_ns()}"
     folder = postgresql_server.partition("host=")[2]
     with psycopg.connect(host=folder, user="postgres", dbname="postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     return postgresql_server.format(name)

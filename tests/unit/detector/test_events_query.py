@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detector_parts import SECOND, SESSION, WALL_OFFSET, batch, scan
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.detector.detector_parts import SECOND, SESSION, WALL_OFFSET, batch, scan
 from vedette_detector.errors import QueryError
 from vedette_detector.events_query import EventQuery, Problems, rows, sql, table_names, texts_of
 from vedette_detector.journal import Journal

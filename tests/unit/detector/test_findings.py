@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore_shapes import problems
-from detector_parts import BOOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.detector.botocore_shapes import problems
+from tests.unit.detector.detector_parts import BOOT
 from vedette_detector.config import DEFAULT_REDACTED_OPTIONS, DEFAULT_REDACTION
 from vedette_detector.engine.detection import ContainerRef, Detection
 from vedette_detector.findings import catalog
@@ -147,7 +147,7 @@ def test_the_validator_finds_what_is_wrong() -> None:
 
 
 def test_the_keys_that_pass_are_those_of_the_model() -> None:
-    from botocore_shapes import _model
+    from tests.unit.detector.botocore_shapes import _model
 
     def names(shape: str) -> set[str]:
         return {m.serialization.get("name", n) for n, m in _model().shape_for(shape).members.items()}

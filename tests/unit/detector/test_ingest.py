@@ -16,11 +16,22 @@ from typing import Any
 
 import aiohttp
 import pytest
-from detector_parts import BOOT, RULE, SECOND, SESSION, WALL_OFFSET, batch, client_of, eventually, running, scan
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from tests.unit.detector.detector_parts import (
+    BOOT,
+    RULE,
+    SECOND,
+    SESSION,
+    WALL_OFFSET,
+    batch,
+    client_of,
+    eventually,
+    running,
+    scan,
+)
 from vedette_detector.config import Settings
 from vedette_detector.errors import ConfigError
 from vedette_detector.events_query import EventQuery, rows
@@ -241,7 +252,8 @@ async def test_a_full_disk_refuses_and_recovers(settings: Settings, small_disk: 
             while True:
                 os.write(fd, b"x" * 4096)
         os.close(fd)
-        number, status, document = 1, 200, {}
+        number, status = 1, 200
+        document: dict[str, Any] = {}
         while status == 200 and number < 200:
             number += 1
             status, document = await client.post(batch(number))

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from detector_parts import BOOT, SECOND, SESSION, WALL_OFFSET, batch, scan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vedette_detector import journal as journal_module
+from tests.unit.detector.detector_parts import BOOT, SECOND, SESSION, WALL_OFFSET, batch, scan
 from vedette_detector.errors import JournalError, StorageFullError
 from vedette_detector.journal import Entry, Journal, iter_entries, read_batch, read_entries, segments, select_history
 from vedette_events.framing import BatchFlags, decode_header, encode_batch
@@ -177,7 +176,7 @@ def test_a_failed_sync_takes_the_write_back(tmp_path: Path, monkeypatch: pytest.
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal_module.os, "fdatasync", failing)
+        patch.setattr(os, "fdatasync", failing)
         with pytest.raises(JournalError) as raised:
             put(journal, batch(2))
     assert raised.value.reason == "JournalUnavailable"

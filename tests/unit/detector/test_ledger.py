@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from detector_parts import BOOT, SECOND, SESSION, WALL_OFFSET
 
+from tests.unit.detector.detector_parts import BOOT, SECOND, SESSION, WALL_OFFSET
 from vedette_detector.ledger import Account, Note, NoteKind, enter
 from vedette_events.framing import BatchFlags, BatchHeader, Counters
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from detector_parts import BOOT, SESSION
 
+from tests.unit.detector.detector_parts import BOOT, SESSION
 from vedette_detector.errors import QueryError, StorageFullError, StoreBusyError, StoreError, StoreVersionError
 from vedette_detector.findings.model import FindingUpdate
 from vedette_detector.ledger import Account, Note, NoteKind
