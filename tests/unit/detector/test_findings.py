@@ -427,3 +427,12 @@ def test_an_ec2_host_is_an_instance() -> None:
         "networkInterfaces": [{"privateDnsName": "ip-10-0-0-1", "privateIpAddress": "10.0.0.1"}],
     }
     assert resource.host["machineId"] == "m"
+
+
+def test_the_documentation_lists_every_type_as_the_catalogue_has_it() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "findings-format.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `") and ":Runtime/" in line]
+    assert rows == [
+        f"| `{t.name}` | {t.severity:g}{' (varies)' if t.variable else ''} | {t.key} |"
+        for t in catalog.BY_NAME.values()
+    ]
