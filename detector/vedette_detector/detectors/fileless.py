@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from vedette_detector.detectors.detector import Detector
-from vedette_detector.detectors.processes import CONTAINER_RUNTIMES, basename, is_installed_file
+from vedette_detector.detectors.processes import CONTAINER_RUNTIMES, basename, is_installed_file, last_writer
 from vedette_detector.engine.container import INITIAL_PID_NS
 from vedette_detector.engine.context import EngineContext
 from vedette_detector.engine.detection import Detection
@@ -72,7 +72,8 @@ class FilelessExecution(Detector):
         related = made if bits & FileBits.MEMFD else []
         writer = None
         if not bits & FileBits.MEMFD:
-            writer = history.last_writer(event.dev, event.ino, path=event.path or None, until=event.time)
+            container_id = event.container.container_id if event.container is not None else None
+            writer = last_writer(history, event.path, event.dev, event.ino, container_id, event.time)
         parent = history.parent(process)
         starter = safe_text(parent.path) if parent is not None else ""
         words: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from vedette_detector.detectors.detector import Detector
-from vedette_detector.detectors.processes import basename, in_container, is_installed, is_package_manager
+from vedette_detector.detectors.processes import basename, in_container, is_installed, is_package_manager, last_writer
 from vedette_detector.engine.context import EngineContext
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
@@ -56,7 +56,8 @@ class KernelModuleLoaded(Detector):
         path = event.path
         writer = None
         if path:
-            writer = history.last_writer(0, 0, path=path, until=event.time)
+            container_id = event.container.container_id if event.container is not None else None
+            writer = last_writer(history, path, 0, 0, container_id, event.time)
         if not container and self._is_ordinary(event, history, path):
             return
         name = event.name or basename(path).split(b".", 1)[0]
@@ -80,7 +81,7 @@ class KernelModuleLoaded(Detector):
         if path:
             if not path.startswith(_MODULE_DIRECTORIES):
                 return False
-            writer = history.last_writer(0, 0, path=path, until=event.time)
+            writer = last_writer(history, path, 0, 0, None, event.time)
             return writer is None or is_package_manager(writer.process, history)
         # init_module carries no path: kmod decompresses a module and passes the image. A file named on the command
         # line tells where it was.

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from vedette_detector.detectors.detector import Detector
-from vedette_detector.detectors.processes import image_builder_of, is_runtime_setup, package_manager_of
+from vedette_detector.detectors.processes import image_builder_of, is_runtime_setup, last_writer, package_manager_of
 from vedette_detector.engine.context import EngineContext, process_details, timestamp
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
@@ -70,7 +70,8 @@ class NewBinaryExecuted(Detector):
             return  # a host whose own root is an overlay (live systems, kiosks)
         if in_container and is_runtime_setup(event.process, history):
             return
-        writer = history.last_writer(event.dev, event.ino, path=event.path, until=event.time)
+        container_id = event.container.container_id if event.container is not None else None
+        writer = last_writer(history, event.path, event.dev, event.ino, container_id, event.time)
         if writer is None and (not in_container or not event.file_bits & FileBits.NO_LOWER):
             return
         notes: list[str] = []

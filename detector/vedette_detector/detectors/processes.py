@@ -109,23 +109,50 @@ def basename(path: bytes) -> bytes:
 
 def is_installed(process: Process, history: NodeHistory) -> bool:
     """Whether a process's program lies where packages install and shows no sign of having been changed."""
-    return is_installed_file(process.path, process.file_bits, process.dev, process.ino, process.time, history)
+    container = history.container(process.cgroup)
+    container_id = container.container_id if container is not None else None
+    return is_installed_file(
+        process.path, process.file_bits, process.dev, process.ino, process.time, history, container_id
+    )
 
 
-def is_installed_file(path: bytes, file_bits: int, dev: int, ino: int, at: int, history: NodeHistory) -> bool:
-    """The same for a file: its path, what is known of it, and when it was used."""
+def is_installed_file(
+    path: bytes, file_bits: int, dev: int, ino: int, at: int, history: NodeHistory, container_id: str | None = None
+) -> bool:
+    """The same for a file: its path, what is known of it, when it was used, and the container it was used in."""
     if file_bits & _CHANGED or not path.startswith(SYSTEM_DIRECTORIES):
         return False
-    writer = history.last_writer(dev, ino, path=path, until=at)
-    return writer is None or is_package_manager(writer.process, history, depth=0)
+    writer = last_writer(history, path, dev, ino, container_id, at)
+    return writer is None or is_package_manager(writer.process, history)
 
 
-def is_package_manager(process: Process, history: NodeHistory, depth: int = 1) -> bool:
-    """Whether a process is an installed package manager; ``depth`` bounds how far its own file is questioned."""
-    return package_manager_of(process, history, depth) is not None
+def last_writer(
+    history: NodeHistory, path: bytes, dev: int, ino: int, container_id: str | None, until: int
+) -> Event | None:
+    """Who last wrote a file, of those who can have meant this file.
+
+    Two containers have the same paths, and a container that is gone leaves its device number (and the image's inode
+    numbers) to the next one. So a writer counts when it is in the same container, or is on the host and opened the
+    very inode.
+    """
+    for _ in range(16):
+        found = history.last_writer(dev, ino, path=path or None, until=until)
+        if found is None:
+            return None
+        theirs = found.container.container_id if found.container is not None else None
+        same_inode = found.type == "open" and ino != 0 and (found.dev, found.ino) == (dev, ino)
+        if theirs == container_id or (theirs is None and same_inode):
+            return found
+        until = found.time - 1
+    return None
 
 
-def package_manager_of(process: Process, history: NodeHistory, depth: int = 1) -> str | None:
+def is_package_manager(process: Process, history: NodeHistory) -> bool:
+    """Whether a process is an installed package manager or build tool, or works for one."""
+    return package_manager_of(process, history) is not None
+
+
+def package_manager_of(process: Process, history: NodeHistory) -> str | None:
     """Name of the package manager or build tool that a process is, or works for; None when it is none.
 
     The file must lie where packages install and be part of the image (not of a container's upper layer). An
