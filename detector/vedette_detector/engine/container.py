@@ -27,7 +27,7 @@ INITIAL_PID_NS = 0xEFFFFFFC
 
 _ID = re.compile(rb"(?:\A|[-.:_])([0-9a-f]{64})(?:\.scope|\.slice|\.service)?\Z")
 _POD = re.compile(
-    rb"(?:\A|-)pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?\Z"
+    rb"(?:\A|-)pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?(?::|\Z)"
 )
 _MONITORS = (b"crio-conmon-", b"libpod-conmon-", b"libpod-payload-conmon-")
 _PREFIXES: tuple[tuple[bytes, str], ...] = (

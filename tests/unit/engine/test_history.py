@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,13 @@ Make = Callable[..., NodeHistory]
 S = 10**9
 
 
-def exec_(pid: int, start: int, time: int, path: str, ppid: int = 1, parent_start: int = 0, **more: object) -> bytes:
+def exec_(pid: int, start: int, time: int, path: str, ppid: int = 1, parent_start: int = 0, **more: Any) -> bytes:
     return encode_event(
         "exec", pid=pid, start=start, time=time, path=path, argv=[path], ppid=ppid, parent_start=parent_start, **more
     )
 
 
-def fork(pid: int, start: int, child: int, time: int, **more: object) -> bytes:
+def fork(pid: int, start: int, child: int, time: int, **more: Any) -> bytes:
     return encode_event("fork", pid=pid, start=start, time=time, child_pid=child, child_start=time, **more)
 
 
