@@ -66,7 +66,7 @@ EXEC: dict[str, Any] = {
         ({"CommandLine|re": r"http://\d+(\.\d+){3}/x $"}, True),
         ({"CommandLine|re": r"HTTP://"}, False),
         ({"CommandLine|re|i": r"HTTP://"}, True),
-        ({"CommandLine|windash|contains": "/o /tmp"}, False),
+        ({"CommandLine|windash|contains": "/o /tmp"}, True),
         ({"CommandLine|windash|contains": "-o /tmp"}, True),
         ({"CurrentDirectory": "/root"}, True),
         ({"OriginalFileName|startswith": "./"}, True),
