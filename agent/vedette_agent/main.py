@@ -24,7 +24,7 @@ from vedette_agent.drain import Batches, Drain, KernelCounters, resume
 from vedette_agent.errors import AgentError, SpoolBusyError
 from vedette_agent.hashing import Executable, Hasher
 from vedette_agent.log import Log
-from vedette_agent.sender import Client, Endpoint, Sender
+from vedette_agent.sender import BACKOFF_LAST_LOCAL_S, BACKOFF_LAST_S, Client, Endpoint, Sender
 from vedette_agent.settings import Settings
 from vedette_agent.snapshot import Snapshotter
 from vedette_agent.spool import Spool
@@ -190,7 +190,8 @@ class Agent:
 
     def _start_threads(self) -> None:
         options = self._options
-        client = Client(Endpoint.parse(options.endpoint), options.token_file, options.ca_file)
+        endpoint = Endpoint.parse(options.endpoint)
+        client = Client(endpoint, options.token_file, options.ca_file)
         self._sender = Sender(
             self._spool,
             client,
@@ -198,6 +199,7 @@ class Agent:
             filters_version=lambda: self._filters.version,
             on_filters=self._receive_filters,
             log=self._log,
+            backoff_last_s=BACKOFF_LAST_LOCAL_S if endpoint.path else BACKOFF_LAST_S,
         )
         self._hasher = Hasher(options.hash_mib_per_s << 20) if options.hash_mib_per_s > 0 else None
         if self._hasher is not None:

@@ -45,6 +45,8 @@ RESPONSE_TIMEOUT_S = 20.0
 HEARTBEAT_INTERVAL_S = 10.0
 BACKOFF_FIRST_S = 0.2
 BACKOFF_LAST_S = 15.0
+BACKOFF_LAST_LOCAL_S = 2.0
+"""On a unix socket there is one agent, and no crowd to keep apart when a detector comes back."""
 BACKOFF_UNAUTHORISED_S = 30.0
 RETRY_AFTER_MAX_S = 300.0
 _MAX_ANSWER = 8 << 20
@@ -318,12 +320,13 @@ class Backoff:
     """Growing, random waiting times: half to the whole of a bound that doubles."""
 
     bound_s: float = BACKOFF_FIRST_S
+    last_s: float = BACKOFF_LAST_S
     random: Callable[[], float] = field(default=random.random)
 
-    def next(self, at_least_s: float = 0.0, last_s: float = BACKOFF_LAST_S) -> float:
+    def next(self, at_least_s: float = 0.0) -> float:
         """Seconds to wait now; the next time will be longer."""
         wait = self.bound_s * (0.5 + 0.5 * self.random())
-        self.bound_s = min(self.bound_s * 2, last_s)
+        self.bound_s = min(self.bound_s * 2, self.last_s)
         return max(wait, at_least_s)
 
     def reset(self) -> None:
@@ -364,6 +367,7 @@ class Sender(threading.Thread):
         log: Log,
         request_bytes: int = REQUEST_BYTES,
         heartbeat_interval_s: float = HEARTBEAT_INTERVAL_S,
+        backoff_last_s: float = BACKOFF_LAST_S,
     ) -> None:
         super().__init__(name="sender", daemon=True)
         self._spool = spool
@@ -376,7 +380,7 @@ class Sender(threading.Thread):
         self._largest_request = request_bytes
         self._heartbeat_interval = heartbeat_interval_s
         self._next_heartbeat = 0.0
-        self._backoff = Backoff()
+        self._backoff = Backoff(last_s=backoff_last_s)
         self._stopping = threading.Event()
         self._deadline = float("inf")
         self.healthy = False
@@ -474,7 +478,7 @@ class Sender(threading.Thread):
         self.healthy = False
         if judgement.verdict is Verdict.UNAUTHORISED:
             self._log.repeated("error", "the detector does not accept the token", status=answer.status)
-            return self._backoff.next(max(judgement.delay_s, BACKOFF_UNAUTHORISED_S / 2), BACKOFF_UNAUTHORISED_S)
+            return self._backoff.next(max(judgement.delay_s, BACKOFF_UNAUTHORISED_S * random.uniform(0.5, 1.0)))
         self._log.repeated(
             "warning", "the detector asks to wait", status=answer.status, reason=judgement.reason, why=judgement.message
         )

@@ -10,8 +10,9 @@ plus ``state``: up to where the batches are settled (acknowledged, refused or gi
 
 What holds after ``kill -9`` at any instant: a batch whose `Spool.append` has returned is found again; a batch that was
 being written is cut off by the next start, and its events are still in the ring, because the ring's position is
-committed after the append. The newest segment is never deleted, even when all of it is acknowledged: its last batch
-says which sequence number and ring position the session had reached.
+committed after the append. The newest segment stays, even when all of it is acknowledged: its last batch says which
+sequence number and ring position the session had reached. (Only when the disk is full is it given back as well, and the
+position is kept in ``state``.)
 
 Nothing is fsynced: a crash of the *machine* may cost the last seconds of batches that were neither sent nor written
 back. The ring is lost with the kernel as well, and the detector sees the gap in the sequence numbers.
@@ -104,11 +105,10 @@ class SpoolStats:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a session stood with its last spooled batch; ``header`` is that batch's."""
+    """Where a session stood with its last spooled batch."""
 
     sequence: int
     ring_to: int
-    header: BatchHeader
 
 
 @dataclass
@@ -138,6 +138,7 @@ class _State:
     losses: dict[SessionKey, Loss] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    position: tuple[SessionKey, Position] | None = None
 
 
 def events_of(header: BatchHeader) -> int:
@@ -226,9 +227,12 @@ class Spool:
                     if not self._out_of_space:
                         self._warn("SpoolWriteFailed", {"error": os.strerror(error.errno or 0)})
                     self._out_of_space = True
-                    if error.errno in _OUT_OF_SPACE and self._may_give_up():
-                        self._give_up_oldest("DiskFull")
-                        continue
+                    if error.errno in _OUT_OF_SPACE:
+                        if self._may_give_up():
+                            self._give_up_oldest("DiskFull")
+                            continue
+                        if self._give_back_last():
+                            continue
                     return False
                 break
             self._out_of_space = False
@@ -241,8 +245,9 @@ class Spool:
         with self._lock:
             for segment in reversed(self._segments):
                 if segment.key == (boot_id, session) and segment.last is not None:
-                    return Position(segment.last.sequence, segment.last.ring_to, segment.last)
-            return None
+                    return Position(segment.last.sequence, segment.last.ring_to)
+            kept = self._state.position
+            return kept[1] if kept is not None and kept[0] == (boot_id, session) else None
 
     def loss(self, boot_id: bytes, session: int) -> Loss:
         """What the session has lost in the spool so far."""
@@ -435,13 +440,29 @@ class Spool:
             self._save_state()
         self._remove(self._segments.popleft())
 
+    def _give_back_last(self) -> bool:
+        """Delete the last segment with batches in it, if all are settled; its position goes into the state."""
+        last = next((s for s in self._segments if s.batches), None)
+        if last is None or last.last is None or last.key is None or not self._is_settled(last):
+            return False
+        self._state.position = (last.key, Position(last.last.sequence, last.last.ring_to))
+        self._move_cursor(last.index + 1, 0)
+        self._save_state()
+        if last is self._segments[-1]:
+            os.close(self._write_fd)
+            self._write_fd = -1
+        self._segments.remove(last)
+        self._remove(last)
+        return True
+
+    def _is_settled(self, segment: _Segment) -> bool:
+        at = self._state.segment
+        return segment.index < at or (segment.index == at and self._state.offset >= segment.size)
+
     def _delete_settled(self) -> None:
         while len(self._segments) > 1:
             oldest = self._segments[0]
-            done = oldest.index < self._state.segment or (
-                oldest.index == self._state.segment and self._state.offset >= oldest.size
-            )
-            if not done or not self._may_give_up():
+            if not self._is_settled(oldest) or not self._may_give_up():
                 return
             if oldest.index == self._state.segment:
                 self._move_cursor(oldest.index + 1, 0)
@@ -546,7 +567,9 @@ class Spool:
         for number, path in enumerate(paths):
             newest = number == len(paths) - 1
             segment = self._scan(_Segment(int(path.stem), path), verify_payload=newest)
-            if segment.batches == 0 or (segment.index < self._state.segment and not newest):
+            # The newest is kept for its position, unless that is in the state already.
+            known = self._state.position is not None and segment.key == self._state.position[0]
+            if segment.batches == 0 or (segment.index < self._state.segment and (not newest or known)):
                 path.unlink(missing_ok=True)
                 continue
             self._segments.append(segment)
@@ -626,6 +649,7 @@ def _count_before(segment: _Segment, offset: int) -> tuple[int, int]:
 
 
 def _encode_state(state: _State) -> bytes:
+    kept = state.position
     document = {
         "generation": state.generation,
         "segment": state.segment,
@@ -633,6 +657,7 @@ def _encode_state(state: _State) -> bytes:
         "losses": [[key[0].hex(), key[1], loss.batches, loss.events] for key, loss in state.losses.items()],
         "reasons": state.reasons,
         "notes": state.notes,
+        "position": [kept[0][0].hex(), kept[0][1], kept[1].sequence, kept[1].ring_to] if kept else None,
         "saved_at": int(time.time()),
     }
     body = json.dumps(document, separators=(",", ":")).encode()
@@ -649,6 +674,7 @@ def _decode_state(raw: bytes) -> _State | None:
     if raw[:4] != _MAGIC or len(body) != size or zlib.crc32(body) != int.from_bytes(raw[4:8], "little"):
         return None
     document = json.loads(body)
+    kept = document.get("position")
     return _State(
         generation=document["generation"],
         segment=document["segment"],
@@ -656,4 +682,5 @@ def _decode_state(raw: bytes) -> _State | None:
         losses={(bytes.fromhex(boot), session): Loss(b, e) for boot, session, b, e in document["losses"]},
         reasons=document["reasons"],
         notes=document["notes"],
+        position=((bytes.fromhex(kept[0]), kept[1]), Position(kept[2], kept[3])) if kept else None,
     )

@@ -268,11 +268,12 @@ def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float) ->
 
 
 def test_waiting_times_grow_to_a_bound_and_begin_anew() -> None:
-    backoff = Backoff(random=lambda: 1.0)
-    waits = [backoff.next(last_s=1.0) for _ in range(5)]
+    backoff = Backoff(last_s=1.0, random=lambda: 1.0)
+    waits = [backoff.next() for _ in range(5)]
     assert waits == [0.2, 0.4, 0.8, 1.0, 1.0]
     assert backoff.next(at_least_s=9.0) == 9.0
     backoff.reset()
+    assert backoff.next() == 0.2
     assert Backoff(random=lambda: 0.0).next() == 0.1
 
 

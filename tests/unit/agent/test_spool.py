@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from vedette_agent.errors import SpoolBusyError, SpoolError
-from vedette_agent.spool import MINIMUM_LIMIT, Loss, Spool
+from vedette_agent.spool import MINIMUM_LIMIT, Loss, Position, Spool
 from vedette_events.encode import encode_event
 from vedette_events.framing import BatchHeader, decode_header, encode_batch, iter_batches
 
@@ -379,6 +378,52 @@ def test_a_full_disk_gives_up_the_oldest_segments_first(tmp_path: Path, monkeypa
     assert spool.loss(BOOT, 7) == Loss(2, 6)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_full_disk_is_left_again_once_everything_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: bool
+) -> None:
+    spool = Spool(tmp_path)
+    for n in (1, 2):
+        spool.append(*batch(n))
+    (first,) = tmp_path.glob("*.segment")
+    real = os.pwrite
+
+    def full_while_the_first_file_is_there(fd: int, data: Any, offset: int) -> int:
+        if first.exists() and Path(f"/proc/self/fd/{fd}").readlink().name.endswith(".segment"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full_while_the_first_file_is_there)
+    assert not spool.append(*batch(3))
+    spool.read(1)
+    spool.acknowledge({(7, 1)})
+    assert not spool.append(*batch(3))
+    assert sequences(spool) == [2]
+    assert spool.append(*batch(3))
+    if restart:
+        spool.close()
+        spool = Spool(tmp_path)
+
+    assert sequences(spool) == [3]
+    assert spool.position(BOOT, 7) == Position(3, 400)
+    assert spool.loss(BOOT, 7) == Loss()
+
+
+def test_the_position_is_kept_when_the_last_segment_had_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path)
+    spool.append(*batch(1))
+    assert sequences(spool) == [1]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", FullDisk(room=0).pwrite)
+        assert not spool.append(*batch(2))
+    spool.close()
+
+    again = Spool(tmp_path)
+    assert again.position(BOOT, 7) == Position(1, 200)
+    assert again.append(*batch(2))
+    assert sequences(again) == [2]
+
+
 # ---- a model of everything together ----------------------------------------------------------------------------------
 
 
@@ -476,14 +521,3 @@ class SpoolMachine(RuleBasedStateMachine):
 
 TestSpoolMachine = SpoolMachine.TestCase
 TestSpoolMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
-
-
-def test_the_header_of_the_last_batch_is_kept(tmp_path: Path) -> None:
-    header, framed = batch(5)
-    spool = Spool(tmp_path)
-    spool.append(replace(header), framed)
-    spool.close()
-
-    position = Spool(tmp_path).position(BOOT, 7)
-    assert position is not None
-    assert position.header == header
