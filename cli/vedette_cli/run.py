@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -81,6 +82,8 @@ def run(
     check_host()
     make_directories(location)
     with locked(location):
+        if location.store_url:
+            check_store(location.store_url)
         supervisor = Supervisor(
             location,
             detector_command(location, rules=rules, threat_lists=threat_lists, workers=workers, log_level=log_level),
@@ -95,6 +98,7 @@ def run(
             arrivals.tick()
 
         code = supervisor.run(tick=tick)
+        unmount_pins(location)
         arrivals.tick(last=True)
         arrivals.close()
     if code == 0:
@@ -105,6 +109,29 @@ def run(
 def log(line: str) -> None:
     """Print one line about what Vedette does on stderr."""
     console(sys.stderr).print(f"vedette: {safe(line, limit=2000)}", style="dim", soft_wrap=True)
+
+
+def check_store(url: str) -> None:
+    """Open another database than the default once, so that a wrong URL or password is said at once.
+
+    Raises:
+        DetectorError: it cannot be used; the message says why.
+    """
+    from vedette_detector.store import Store
+
+    Store(url, timeout_s=5.0).close()
+
+
+def unmount_pins(location: Location) -> None:
+    """Unmount the bpffs that the agent mounted for its pins; it has no right to, once it is no longer root.
+
+    Pins that a killed agent left are gone with it, and with them its programs: nothing stays in the kernel.
+    """
+    pins = location.run_dir / "bpf"
+    if pins.is_mount():
+        done = subprocess.run(["umount", str(pins)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            note(f"{pins} could not be unmounted: {done.stderr.strip()}")
 
 
 class Announcement:

@@ -232,8 +232,8 @@ class Supervisor:
             selector.close()
             self._wake_read.close()
             self._wake_write.close()
-            with contextlib.suppress(OSError):
-                self.location.record.unlink()
+            for left in (self.location.record, self.location.socket):
+                left.unlink(missing_ok=True)
         return code
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -264,7 +264,8 @@ class Supervisor:
         for part in (detector, agent):
             if part.process is not None and now - part.started > HEALTHY_AFTER_S:
                 part.failures = 0
-                part.worked = True
+                # A detector has worked when it has listened; on a busy machine it may load for longer than this.
+                part.worked = part.worked or part is agent
         return None
 
     def _listens(self) -> bool:
