@@ -114,13 +114,13 @@ nodes_table = sa.Table(
 outbox_table = sa.Table(
     "outbox",
     metadata,
-    sa.Column("id", _BIG, primary_key=True, autoincrement=True),
-    sa.Column("finding_id", sa.String(32), nullable=False),
+    sa.Column("finding_id", sa.String(32), sa.ForeignKey("findings.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("kind", sa.String(16), nullable=False),  # created | updated
-    sa.Column("revision", _BIG, nullable=False),
-    sa.Column("created_at", _BIG, nullable=False),
-    sa.Column("document", sa.Text, nullable=False),
+    sa.Column("revision", _BIG, nullable=False, index=True),
+    sa.Column("queued_at", _BIG, nullable=False),
 )
+"""What a sink has not fetched yet: one row for each finding, however often it repeats, so that the table is bounded by
+the number of findings."""
 
 Migration = Callable[[Connection], None]
 
@@ -136,8 +136,6 @@ MIGRATIONS: tuple[Migration, ...] = (_create_all,)
 
 NOTES_KEPT = 2000
 """Ledger notes kept for each node."""
-OUTBOX_KEPT_NS = 7 * 86400 * 10**9
-"""How long an outbox entry waits for a sink before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +183,16 @@ class Occurrence:
     finding_id: str
     number: int
     seen_at_ns: int
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OutboxEntry:
+    """A finding whose newest state a sink has not got yet; ``kind`` is ``created`` or ``updated``."""
+
+    finding_id: str
+    kind: str
+    revision: int
     document: dict[str, Any]
 
 
@@ -472,16 +480,13 @@ class Store:
                 ),
             )
         )
-        connection.execute(
-            outbox_table.insert(),
-            {
-                "finding_id": update.id,
-                "kind": "created" if known is None else "updated",
-                "revision": revision,
-                "created_at": now_ns,
-                "document": row["document"],
-            },
+        waiting = connection.execute(
+            outbox_table.update().where(outbox_table.c.finding_id == update.id).values(revision=revision)
         )
+        if waiting.rowcount == 0:
+            kind = "created" if known is None else "updated"
+            entry = {"finding_id": update.id, "kind": kind, "revision": revision, "queued_at": now_ns}
+            connection.execute(outbox_table.insert(), entry)
 
     def put_heartbeat(self, node: str, boot_id: str, heartbeat: Mapping[str, Any], now_ns: int) -> None:
         """Keep the newest heartbeat of a node."""
@@ -527,15 +532,15 @@ class Store:
         return self._write(work)
 
     def retain(self, now_ns: int, retention_s: float) -> int:
-        """Remove findings last seen longer ago than the retention, and old notes and outbox entries."""
+        """Remove findings that have not changed for longer than the retention, and old notes."""
 
         def work(connection: Connection) -> int:
             old = sa.select(findings_table.c.id).where(findings_table.c.updated_at < now_ns - int(retention_s * 1e9))
-            connection.execute(occurrences_table.delete().where(occurrences_table.c.finding_id.in_(old)))
+            for table in (occurrences_table, outbox_table):
+                connection.execute(table.delete().where(table.c.finding_id.in_(old)))
             gone = connection.execute(
                 findings_table.delete().where(findings_table.c.updated_at < now_ns - int(retention_s * 1e9))
             ).rowcount
-            connection.execute(outbox_table.delete().where(outbox_table.c.created_at < now_ns - OUTBOX_KEPT_NS))
             for (node,) in connection.execute(sa.select(notes_table.c.node).distinct()).all():
                 newest = (
                     sa.select(notes_table.c.id)
@@ -641,18 +646,33 @@ class Store:
         query = sa.select(counters_table.c.value).where(counters_table.c.name == "revision")
         return self._read(lambda connection: int(connection.execute(query).scalar_one()))
 
-    def outbox(self, limit: int = 100) -> list[tuple[int, str, str, dict[str, Any]]]:
-        """Oldest entries of the outbox: (id, finding id, kind, document)."""
-        query = sa.select(outbox_table).order_by(outbox_table.c.id).limit(limit)
+    def outbox(self, limit: int = 100) -> list[OutboxEntry]:
+        """What waits for a sink, in order of change."""
+        query = (
+            sa.select(outbox_table, findings_table.c.document)
+            .join(findings_table, findings_table.c.id == outbox_table.c.finding_id)
+            .order_by(outbox_table.c.revision)
+            .limit(limit)
+        )
 
-        def work(connection: Connection) -> list[tuple[int, str, str, dict[str, Any]]]:
-            return [(int(r.id), r.finding_id, r.kind, json.loads(r.document)) for r in connection.execute(query)]
+        def work(connection: Connection) -> list[OutboxEntry]:
+            return [
+                OutboxEntry(row.finding_id, row.kind, int(row.revision), json.loads(row.document))
+                for row in connection.execute(query)
+            ]
 
         return self._read(work)
 
-    def settle(self, outbox_ids: Sequence[int]) -> None:
-        """Remove delivered entries from the outbox."""
-        self._write(lambda c: c.execute(outbox_table.delete().where(outbox_table.c.id.in_(outbox_ids))))
+    def settle(self, entries: Sequence[OutboxEntry]) -> None:
+        """Remove delivered entries; one whose finding has changed in the meantime stays, as an update."""
+
+        def work(connection: Connection) -> None:
+            for entry in entries:
+                mine = outbox_table.c.finding_id == entry.finding_id
+                connection.execute(outbox_table.delete().where(mine, outbox_table.c.revision == entry.revision))
+                connection.execute(outbox_table.update().where(mine).values(kind="updated"))
+
+        self._write(work)
 
     def counts(self) -> dict[str, int]:
         """Findings by severity band, archived ones left out."""

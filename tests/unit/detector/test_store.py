@@ -59,9 +59,7 @@ def test_an_update_is_stored_with_its_account_note_and_outbox_entry(url: str) ->
     assert store.applied() == {("node-a", BOOT, SESSION): 1}
     assert store.accounts() == [account(1)]
     assert store.notes("node-a") == [note]
-    assert [(i, k, d["id"]) for _, i, k, d in store.outbox()] == [("a" * 32, "created", "a" * 32)]
-    store.settle([entry[0] for entry in store.outbox()])
-    assert store.outbox() == []
+    assert [(e.finding_id, e.kind, e.document["id"]) for e in store.outbox()] == [("a" * 32, "created", "a" * 32)]
     store.close()
 
 
@@ -78,7 +76,23 @@ def test_repeats_count_and_keep_the_last_occurrences(url: str) -> None:
     )
     assert finding.document["service"]["count"] == 5
     assert [(o.number, o.seen_at_ns) for o in store.occurrences(finding.id)] == [(n, n * SECOND) for n in (3, 4, 5)]
-    assert [kind for _, _, kind, _ in store.outbox()] == ["created"] + ["updated"] * 4
+    store.close()
+
+
+def test_the_outbox_holds_the_newest_state_of_each_finding_until_it_is_delivered(url: str) -> None:
+    store = Store(url)
+    store.apply(Effects([account(1)], [], [update("a" * 32), update("b" * 32)]), 1)
+    store.apply(Effects([account(2)], [], [update("a" * 32)]), 2)
+    entries = store.outbox()
+    assert [(e.finding_id[0], e.kind, e.document["service"]["count"]) for e in entries] == [
+        ("b", "created", 1),
+        ("a", "created", 2),
+    ]
+    store.apply(Effects([account(3)], [], [update("a" * 32)]), 3)
+    store.settle(entries)
+    assert [(e.finding_id[0], e.kind) for e in store.outbox()] == [("a", "updated")]
+    store.settle(store.outbox())
+    assert store.outbox() == []
     store.close()
 
 
