@@ -156,7 +156,7 @@ def make_records(count: int, seed: int = 1) -> list[bytes]:
 
 def make_frames(records: Sequence[bytes], batch_size: int) -> list[tuple[bytes, int]]:
     """(frame, number of events) for each batch, one node after another."""
-    out = []
+    out: list[tuple[bytes, int]] = []
     for start in range(0, len(records), batch_size):
         part = records[start : start + batch_size]
         raw = b"".join(part)

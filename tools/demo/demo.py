@@ -142,7 +142,7 @@ def play(behaviour: Behaviour, explanation: str, watcher: Watcher, show: Console
             for arrival in outcome.arrivals:
                 mark = (arrival.finding.id, arrival.finding.revision)
                 if mark not in shown and arrival.finding.id not in {i for i, _ in shown}:
-                    show.print(finding_line(arrival))
+                    show.print(finding_line(arrival), no_wrap=True, overflow="ellipsis")
                 shown.add(mark)
             types = {a.finding.type for a in outcome.arrivals}
             if not acting.is_alive():
@@ -161,7 +161,7 @@ def play(behaviour: Behaviour, explanation: str, watcher: Watcher, show: Console
 
 def finding_line(arrival: Arrival) -> Text:
     finding = arrival.finding
-    line = Text("   → ", "dim", no_wrap=True, overflow="ellipsis")
+    line = Text("   → ", "dim")
     line.append(f"{arrival.latency_ms:>5.0f} ms  ", "green")
     line.append(f"{band(finding.severity):>6} {finding.severity:.1f}", severity_style(finding.severity))
     line.append(f"  {safe(finding.type)}", "bold")
@@ -289,10 +289,10 @@ def main() -> int:
             )
             for number, (behaviour, explanation) in enumerate(plays, 1):
                 show.print()
-                heading = Text(f"{number:>2}/{len(plays)}  ", "dim", no_wrap=True, overflow="ellipsis")
+                heading = Text(f"{number:>2}/{len(plays)}  ", "dim")
                 heading.append(explanation, "bold")
                 heading.append(f"  [{behaviour.name}, {behaviour.where}]", "dim")
-                show.print(heading)
+                show.print(heading, no_wrap=True, overflow="ellipsis")
                 outcome = play(behaviour, explanation, watcher, show)
                 outcomes.append(outcome)
                 for missing in outcome.missing:
@@ -320,7 +320,7 @@ def main() -> int:
         if others:
             show.print(f"{len(others)} further findings came of other things on this machine:", style="dim")
             for arrival in others[:10]:
-                show.print(finding_line(arrival))
+                show.print(finding_line(arrival), no_wrap=True, overflow="ellipsis")
         bad = [o for o in outcomes if not o.good]
         good = len(outcomes) - len(bad)
         show.print(
