@@ -1,7 +1,7 @@
 """Build the BPF object with clang: ``python -m vedette_agent.bpf_build [--force]``.
 
 The object lies beside its sources and is built when it is missing or when a source is newer. Debug information other
-than BTF is stripped: half a megabyte remains. A second object beside it is for kernels before 5.11.
+than BTF is stripped: half a megabyte remains. A second object beside it is for kernels before 5.17.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BuildError(RuntimeError):
 
 
 def base_of(target: Path) -> Path:
-    """Where the variant for kernels before 5.11 lies: it reads with helpers only (core.h, VEDETTE_BASE)."""
+    """Where the variant for kernels before 5.17 lies: it reads with helpers only (core.h, VEDETTE_BASE)."""
     return target.with_name(target.name.removesuffix(".bpf.o") + ".base.bpf.o")
 
 

@@ -11,7 +11,7 @@ is stopped once the new one runs, and is offered in ``stale`` for its ring to be
 
 **Availability.** Programs whose tracepoint this kernel lacks are not loaded, and an optional program that the verifier
 refuses is left out and the rest loaded again. Both are told in ``hooks``, with the reason. Where even the required
-programs are refused, the base variant of the object (kernels before 5.11) is tried.
+programs are refused, the base variant of the object (kernels before 5.17) is tried.
 
 Needs CAP_BPF and CAP_PERFMON; CAP_NET_ADMIN for DNS answers and DNS over TCP. A pin directory must be writable.
 """
@@ -486,8 +486,13 @@ def load(object_path: Path | str, pin_dir: Path | str | None, config: Config | N
     if directory is not None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         current, stale = _find_pinned(directory, identity)
-    if current is None:
-        current = _load_anew(Path(object_path), directory, config, identity)
+    try:
+        if current is None:
+            current = _load_anew(Path(object_path), directory, config, identity)
+    except BaseException:
+        for generation in stale:
+            generation.close()
+        raise
     for generation in stale:
         generation.stop()
     current.stale = stale

@@ -131,16 +131,31 @@ def test_a_path_of_4000_bytes_is_whole(collect: Collector, place: Path) -> None:
     assert event.flags == 0
 
 
-def test_a_path_deeper_than_the_walk_says_so(collect: Collector, place: Path) -> None:
+def descend(place: Path, name: bytes, levels: int) -> int:
+    """Make ``levels`` directories, one in the other; a descriptor of the last."""
     base = os.open(place, os.O_RDONLY)
-    for _ in range(100):
-        os.mkdir(b"d", dir_fd=base)
-        deeper = os.open(b"d", os.O_RDONLY, dir_fd=base)
+    for _ in range(levels):
+        os.mkdir(name, dir_fd=base)
+        deeper = os.open(name, os.O_RDONLY, dir_fd=base)
         os.close(base)
         base = deeper
+    return base
+
+
+def test_a_path_of_400_components_is_whole(collect: Collector, place: Path) -> None:
+    base = descend(place, b"d", 400)
     event = do(collect, "open", lambda: os.close(os.open(b"leaf", os.O_CREAT | os.O_WRONLY, dir_fd=base)))
     os.close(base)
-    assert event.path.endswith(b"/d/d/d/leaf")
+    assert event.path == os.fsencode(place) + b"/d" * 400 + b"/leaf"
+    assert event.flags == 0
+
+
+def test_a_path_longer_than_4096_bytes_says_that_its_beginning_is_missing(collect: Collector, place: Path) -> None:
+    base = descend(place, b"d" * 30, 150)
+    event = do(collect, "open", lambda: os.close(os.open(b"leaf", os.O_CREAT | os.O_WRONLY, dir_fd=base)))
+    os.close(base)
+    assert event.path.endswith((b"/" + b"d" * 30) * 100 + b"/leaf")
+    assert 4000 < len(event.path) <= 4096
     assert event.flags & 0x20
 
 

@@ -100,7 +100,7 @@ def test_loader_variables_and_no_others_are_told(collect: Collector) -> None:
 
 
 def test_too_much_environment_is_said(collect: Collector) -> None:
-    event = run(collect, "/bin/true", env={f"V{n}": "1" for n in range(400)} | {"LD_PRELOAD": "/late"})
+    event = run(collect, "/bin/true", env={f"V{n}": "1" for n in range(700)} | {"LD_PRELOAD": "/late"})
     assert event.exec_bits & 8
     assert event.env == b""
 

@@ -307,8 +307,8 @@ struct io_socket {
 
 /*
  * GET(p, a, b) is p->a->b, for the checks that every call of a kind passes through. The ordinary object loads directly through
- * BTF pointers (measured 10-20 % cheaper than helper calls); the base object, for kernels before 5.11, which lack
- * bpf_get_current_task_btf, reads with helpers throughout.
+ * BTF pointers (measured 10-20 % cheaper than helper calls); the base object, for kernels before 5.17, which lack
+ * bpf_loop or even bpf_get_current_task_btf, reads with helpers throughout.
  */
 #ifdef VEDETTE_BASE
 #define GET(...) BPF_CORE_READ(__VA_ARGS__)
@@ -322,6 +322,22 @@ static __always_inline struct task_struct *current_task(void)
 {
 	return (struct task_struct *)bpf_get_current_task_btf();
 }
+#endif
+
+/*
+ * LOOP(times, step, context): step(index, context) until it returns 1. With bpf_loop (5.17) the verifier checks one round instead of
+ * all, so the bound can be as high as the data wants; the base object unrolls, with BASE_LOOP rounds at most.
+ */
+#ifdef VEDETTE_BASE
+#define BASE_LOOP 64
+#define STEP static __always_inline long
+#define LOOP(times, step, context) \
+	for (u32 round = 0; round < ((times) < BASE_LOOP ? (times) : BASE_LOOP); round++) \
+		if (step(round, context)) \
+			break;
+#else
+#define STEP static __noinline long
+#define LOOP(times, step, context) bpf_loop(times, step, context, 0)
 #endif
 
 #define AT_FDCWD -100

@@ -64,8 +64,43 @@ static __always_inline void fill_stdio(struct vd_exec *r, struct task_struct *ta
 	r->stderr_kind = kinds[2];
 }
 
-#define ENV_STRINGS 192
+#define ENV_STRINGS 512
 #define ENV_CHUNK 256
+
+STEP env_step(u32 index, void *context)
+{
+	struct scratch *s = ((struct step_context *)context)->s;
+	struct vd_exec *r = (void *)s->record;
+	u64 from = s->at;
+	if (from >= s->end)
+		return 1;
+	s64 length = bpf_probe_read_user_str(s->path, ENV_CHUNK, (void *)from);
+	if (length <= 0) {
+		r->header.flags |= VD_COMMON_FAULT;
+		return 1;
+	}
+	u32 full = length == ENV_CHUNK;
+	if (!s->inside) {
+		u64 head = *(u64 *)s->path, rest = *(u64 *)(s->path + 8);
+		s->copying = (head == 0x4f4c4552505f444cULL && (rest & 0xffffff) == 0x3d4441 /* LD_PRELO AD= */) ||
+			     (head == 0x415242494c5f444cULL && rest == 0x3d485441505f5952ULL /* LD_LIBRA RY_PATH= */) ||
+			     (head == 0x54494455415f444cULL && (rest & 0xff) == 0x3d /* LD_AUDIT = */);
+	}
+	if (s->copying) {
+		u64 used = s->length - s->begin, size = length - full; /* the NUL once, at the end */
+		if (used + size > VD_EXEC_ENV_LIMIT) {
+			r->header.flags |= VD_COMMON_TRUNCATED;
+			s->copying = 0;
+		} else {
+			CLAMP(size, ENV_CHUNK);
+			bpf_probe_read_kernel(tail_at(s), size, s->path);
+			s->length += size;
+		}
+	}
+	s->inside = full;
+	s->at = from + length - full;
+	return 0;
+}
 
 /*
  * LD_PRELOAD, LD_LIBRARY_PATH and LD_AUDIT of the new program. The strings are read one by one in chunks; a chunk that is full
@@ -73,43 +108,17 @@ static __always_inline void fill_stdio(struct vd_exec *r, struct task_struct *ta
  */
 __noinline int append_loader_variables(u64 at, u64 end)
 {
-	struct scratch *s = get_scratch();
+	struct step_context context = {.s = get_scratch()};
+	struct scratch *s = context.s;
 	if (!s)
 		return 0;
 	struct vd_exec *r = (void *)s->record;
 	u32 begin = s->length;
+	s->begin = begin;
 	s->at = at;
+	s->end = end;
 	s->inside = s->copying = 0;
-	for (int i = 0; i < ENV_STRINGS; i++) {
-		u64 from = s->at;
-		if (from >= end)
-			break;
-		s64 length = bpf_probe_read_user_str(s->path, ENV_CHUNK, (void *)from);
-		if (length <= 0) {
-			r->header.flags |= VD_COMMON_FAULT;
-			break;
-		}
-		u32 full = length == ENV_CHUNK;
-		if (!s->inside) {
-			u64 head = *(u64 *)s->path, rest = *(u64 *)(s->path + 8);
-			s->copying = (head == 0x4f4c4552505f444cULL && (rest & 0xffffff) == 0x3d4441 /* LD_PRELO AD= */) ||
-				     (head == 0x415242494c5f444cULL && rest == 0x3d485441505f5952ULL /* LD_LIBRA RY_PATH= */) ||
-				     (head == 0x54494455415f444cULL && (rest & 0xff) == 0x3d /* LD_AUDIT = */);
-		}
-		if (s->copying) {
-			u64 used = s->length - begin, size = length - full; /* the NUL once, at the end */
-			if (used + size > VD_EXEC_ENV_LIMIT) {
-				r->header.flags |= VD_COMMON_TRUNCATED;
-				s->copying = 0;
-			} else {
-				CLAMP(size, ENV_CHUNK);
-				bpf_probe_read_kernel(tail_at(s), size, s->path);
-				s->length += size;
-			}
-		}
-		s->inside = full;
-		s->at = from + length - full;
-	}
+	LOOP(ENV_STRINGS, env_step, &context);
 	if (s->at < end)
 		r->exec_bits |= VD_EXEC_BITS_ENV_TRUNCATED;
 	u64 last = s->length;

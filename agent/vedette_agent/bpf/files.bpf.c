@@ -32,25 +32,32 @@ static __always_inline bool wanted_dentry(struct dentry *dentry)
 	return bpf_map_lookup_elem(&open_names, &key) != 0;
 }
 
+STEP name_step(u32 index, void *context)
+{
+	struct scratch *s = ((struct step_context *)context)->s;
+	u64 before = s->at;
+	if (before <= s->begin)
+		return 1;
+	before -= 1;
+	CLAMP(before, RECORD_LIMIT);
+	if (s->record[before] == '/')
+		return 1;
+	s->at = before;
+	return 0;
+}
+
 /* The same for the last component of the path that was appended last (`length` bytes). */
 __noinline int wanted_tail(u64 length)
 {
-	struct scratch *s = get_scratch();
+	struct step_context context = {.s = get_scratch()};
+	struct scratch *s = context.s;
 	struct name_key key = {};
 	if (!s || !length)
 		return 0;
-	u64 end = s->length, begin = end - length;
+	u64 end = s->length;
+	s->begin = end - length;
 	s->at = end;
-	for (int i = 0; i < 256; i++) {
-		u64 before = s->at;
-		if (before <= begin)
-			break;
-		before -= 1;
-		CLAMP(before, RECORD_LIMIT);
-		if (s->record[before] == '/')
-			break;
-		s->at = before;
-	}
+	LOOP(256, name_step, &context);
 	u64 from = s->at, size = end - from;
 	CLAMP(from, RECORD_LIMIT);
 	if (!size || !hinted(s->record[from], size))

@@ -120,11 +120,11 @@ struct scratch {
 	u32 announced;	  /* a CGROUP record was built here since the call began */
 	u64 hash;
 	/*
-	 * State of the loops below. It lives here instead of in registers so that the verifier forgets its values: each round
+	 * State of the loops. It lives here instead of in registers so that the verifier forgets its values: each round
 	 * then begins in the same state as the one before and is checked once, instead of once per path through all earlier rounds.
 	 */
-	volatile u64 mnt, dentry, mnt_root, node, at, end, start;
-	volatile u32 inside, copying, pad;
+	volatile u64 mnt, dentry, mnt_root, root_mnt, root_dentry, node, at, begin, end, start;
+	volatile u32 inside, copying, partial, pad;
 	u8 record[RECORD_LIMIT + PATH_LIMIT + 64];
 	u8 path[PATH_LIMIT + 256];
 };

@@ -82,7 +82,60 @@ struct dentry_head { /* d_parent and d_name are adjacent in every kernel since 3
 	u64 name;
 };
 
-#define WALK_DEPTH 80
+#define WALK_DEPTH 2100 /* more than a path of 4096 bytes can have components */
+
+struct step_context {
+	struct scratch *s;
+};
+
+STEP walk_step(u32 index, void *context)
+{
+	struct scratch *s = ((struct step_context *)context)->s;
+	u64 here = s->dentry, start = s->start, mounted = s->mnt;
+	if (here == s->root_dentry && mounted == s->root_mnt)
+		s->reached_root = 1;
+	if (here == s->mnt_root) {
+		struct mount *mount = (void *)(mounted - bpf_core_field_offset(struct mount, mnt));
+		u64 parent = 0, mountpoint = 0, root = 0;
+		bpf_core_read(&parent, 8, &mount->mnt_parent);
+		bpf_core_read(&mountpoint, 8, &mount->mnt_mountpoint);
+		if (!parent || parent == (u64)mount) {
+			s->partial = 0;
+			return 1;
+		}
+		parent += bpf_core_field_offset(struct mount, mnt);
+		bpf_core_read(&root, 8, &((struct vfsmount *)parent)->mnt_root);
+		s->mnt = parent;
+		s->dentry = mountpoint;
+		s->mnt_root = root;
+		return 0;
+	}
+	struct dentry_head head = {};
+	if (bpf_probe_read_kernel(&head, sizeof(head), (void *)(here + bpf_core_field_offset(struct dentry, d_parent))))
+		return 1;
+	u64 length = (head.hash_len >> 32) & 0xff;
+	if (head.parent == here) {
+		s->partial = 0;
+		if (start == PATH_LIMIT) {
+			start -= length;
+			s->start = start;
+			CLAMP(start, PATH_LIMIT);
+			CLAMP(length, 255);
+			bpf_probe_read_kernel(s->path + start, length, (void *)head.name);
+		}
+		return 1;
+	}
+	if (start < length + 1)
+		return 1;
+	start -= length + 1;
+	s->start = start;
+	CLAMP(start, PATH_LIMIT - 1);
+	s->path[start] = '/';
+	CLAMP(length, 255);
+	bpf_probe_read_kernel(s->path + start + 1, length, (void *)head.name);
+	s->dentry = head.parent;
+	return 0;
+}
 
 /*
  * Walk from (mount, dentry) to the root of the mount namespace, prepending names into scratch->path. bpf_d_path is refused
@@ -93,108 +146,75 @@ struct dentry_head { /* d_parent and d_name are adjacent in every kernel since 3
  */
 __noinline int walk_path(u64 mnt, u64 dentry, u64 root_mnt, u64 root_dentry)
 {
-	struct scratch *s = get_scratch();
+	struct step_context context = {.s = get_scratch()};
+	struct scratch *s = context.s;
 	if (!s)
 		return 0;
 	u64 mnt_root = 0;
-	u32 partial = 1;
 	bpf_core_read(&mnt_root, 8, &((struct vfsmount *)mnt)->mnt_root);
 	s->reached_root = 0;
+	s->partial = 1;
 	s->mnt = mnt;
 	s->dentry = dentry;
 	s->mnt_root = mnt_root;
+	s->root_mnt = root_mnt;
+	s->root_dentry = root_dentry;
 	s->start = PATH_LIMIT;
-	for (int i = 0; i < WALK_DEPTH; i++) {
-		u64 here = s->dentry, start = s->start, mounted = s->mnt;
-		if (here == root_dentry && mounted == root_mnt)
-			s->reached_root = 1;
-		if (here == s->mnt_root) {
-			struct mount *mount = (void *)(mounted - bpf_core_field_offset(struct mount, mnt));
-			u64 parent = 0, mountpoint = 0;
-			bpf_core_read(&parent, 8, &mount->mnt_parent);
-			bpf_core_read(&mountpoint, 8, &mount->mnt_mountpoint);
-			if (!parent || parent == (u64)mount) {
-				partial = 0;
-				break;
-			}
-			parent += bpf_core_field_offset(struct mount, mnt);
-			s->mnt = parent;
-			s->dentry = mountpoint;
-			bpf_core_read(&mnt_root, 8, &((struct vfsmount *)parent)->mnt_root);
-			s->mnt_root = mnt_root;
-			continue;
-		}
-		struct dentry_head head = {};
-		if (bpf_probe_read_kernel(&head, sizeof(head), (void *)(here + bpf_core_field_offset(struct dentry, d_parent))))
-			break;
-		u64 length = (head.hash_len >> 32) & 0xff;
-		if (head.parent == here) {
-			partial = 0;
-			if (start == PATH_LIMIT) {
-				start -= length;
-				s->start = start;
-				CLAMP(start, PATH_LIMIT);
-				bpf_probe_read_kernel(s->path + start, length, (void *)head.name);
-			}
-			break;
-		}
-		if (start < length + 1)
-			break;
-		start -= length + 1;
-		s->start = start;
-		CLAMP(start, PATH_LIMIT - 1);
-		s->path[start] = '/';
-		bpf_probe_read_kernel(s->path + start + 1, length, (void *)head.name);
-		s->dentry = head.parent;
-	}
+	LOOP(WALK_DEPTH, walk_step, &context);
 	u64 start = s->start;
 	/* The root directory itself: nothing was prepended, and it is not one of the nameless dentries either. */
-	if (start == PATH_LIMIT && !partial && s->dentry == s->mnt_root) {
+	if (start == PATH_LIMIT && !s->partial && s->dentry == s->mnt_root) {
 		start = PATH_LIMIT - 1;
 		s->path[PATH_LIMIT - 1] = '/';
 	}
 	s->path_start = start;
 	s->path_length = PATH_LIMIT - start;
-	return partial;
+	return s->partial;
 }
 
-#define KERNFS_DEPTH 24
+#define KERNFS_DEPTH 2100
+
+STEP kernfs_step(u32 index, void *context)
+{
+	struct scratch *s = ((struct step_context *)context)->s;
+	struct kernfs_node *kn = (void *)s->node;
+	u64 parent = 0, start = s->start;
+	if (bpf_core_field_exists(kn->__parent))
+		bpf_core_read(&parent, 8, &kn->__parent);
+	else
+		bpf_core_read(&parent, 8, &((struct kernfs_node___old *)kn)->parent);
+	if (!parent) {
+		s->partial = 0;
+		return 1;
+	}
+	const char *name = 0;
+	/* A spare place for the name, whose length is not known beforehand: the part of `path` behind the walked one. */
+	bpf_core_read(&name, 8, &kn->name);
+	s64 length = bpf_probe_read_kernel_str(s->path + PATH_LIMIT, 256, name);
+	if (length <= 0 || start < length)
+		return 1;
+	u64 size = length - 1;
+	start -= size + 1;
+	s->start = start;
+	CLAMP(start, PATH_LIMIT - 1);
+	s->path[start] = '/';
+	CLAMP(size, 255);
+	bpf_probe_read_kernel(s->path + start + 1, size, s->path + PATH_LIMIT);
+	s->node = parent;
+	return 0;
+}
 
 /* Path of a cgroup below its hierarchy's root, into scratch->path. */
 __noinline int walk_kernfs(u32 which, u64 node)
 {
-	struct scratch *s = scratch_of(which);
+	struct step_context context = {.s = scratch_of(which)};
+	struct scratch *s = context.s;
 	if (!s)
 		return 0;
-	u32 partial = 1;
+	s->partial = 1;
 	s->node = node;
 	s->start = PATH_LIMIT;
-	for (int i = 0; i < KERNFS_DEPTH; i++) {
-		struct kernfs_node *kn = (void *)s->node;
-		u64 parent = 0, start = s->start;
-		if (bpf_core_field_exists(kn->__parent))
-			bpf_core_read(&parent, 8, &kn->__parent);
-		else
-			bpf_core_read(&parent, 8, &((struct kernfs_node___old *)kn)->parent);
-		if (!parent) {
-			partial = 0;
-			break;
-		}
-		const char *name = 0;
-		/* A spare place for the name, whose length is not known beforehand: the part of `path` behind the walked one. */
-		bpf_core_read(&name, 8, &kn->name);
-		s64 length = bpf_probe_read_kernel_str(s->path + PATH_LIMIT, 256, name);
-		if (length <= 0 || start < length)
-			break;
-		u64 size = length - 1;
-		start -= size + 1;
-		s->start = start;
-		CLAMP(start, PATH_LIMIT - 1);
-		CLAMP(size, 255);
-		s->path[start] = '/';
-		bpf_probe_read_kernel(s->path + start + 1, size, s->path + PATH_LIMIT);
-		s->node = parent;
-	}
+	LOOP(KERNFS_DEPTH, kernfs_step, &context);
 	u64 start = s->start;
 	if (start == PATH_LIMIT) {
 		start = PATH_LIMIT - 1;
@@ -202,7 +222,7 @@ __noinline int walk_kernfs(u32 which, u64 node)
 	}
 	s->path_start = start;
 	s->path_length = PATH_LIMIT - start;
-	return partial;
+	return s->partial;
 }
 
 /* ---- header ---- */
@@ -460,13 +480,28 @@ static __always_inline bool seen_before(struct seen_key *key)
 
 #define HASH_WORDS 32
 
+STEP hash_step(u32 index, void *context)
+{
+	struct scratch *s = ((struct step_context *)context)->s;
+	u64 where = s->at;
+	if (where >= s->end)
+		return 1;
+	CLAMP(where, RECORD_LIMIT);
+	u64 word = *(u64 *)(s->record + where), hash = s->hash;
+	hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+	s->hash = hash ^ hash >> 29;
+	s->at = where + 8;
+	return 0;
+}
+
 /*
  * Keyed hash of the `length` bytes of the record from `at`; zero for what is longer than 256 bytes (not deduplicated).
  * Global: verified once. Not cryptographic, but the seed is secret and nothing shows the hash.
  */
 __noinline int hash_record(u32 at, u32 length, u64 more)
 {
-	struct scratch *s = get_scratch();
+	struct step_context context = {.s = get_scratch()};
+	struct scratch *s = context.s;
 	if (!s)
 		return 0;
 	s->hash = 0;
@@ -477,16 +512,8 @@ __noinline int hash_record(u32 at, u32 length, u64 more)
 	__builtin_memset(s->record + end, 0, 8);
 	s->hash = config.seed ^ more;
 	s->at = at;
-	for (int i = 0; i < HASH_WORDS; i++) {
-		u64 where = s->at;
-		if (where >= end)
-			break;
-		CLAMP(where, RECORD_LIMIT);
-		u64 word = *(u64 *)(s->record + where), hash = s->hash;
-		hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
-		s->hash = hash ^ hash >> 29;
-		s->at = where + 8;
-	}
+	s->end = end;
+	LOOP(HASH_WORDS, hash_step, &context);
 	u64 hash = (s->hash ^ length) * 0xbf58476d1ce4e5b9ULL;
 	hash ^= hash >> 32;
 	s->hash = hash ? hash : 1;
