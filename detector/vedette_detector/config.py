@@ -75,6 +75,9 @@ class Settings:
     journal_segment_bytes: int = _field(64 << 20, "Size at which a journal segment is closed.", "bytes")
     finding_retention_s: float = _field(90 * 86400.0, "How long a finding is kept after it was last seen.", "s")
     occurrences: int = _field(20, "Occurrences kept in full for each finding.")
+    findings_per_hour: int = _field(
+        500, "Different findings of one type and resource within an hour; further ones are counted in one."
+    )
     max_body_bytes: int = _field(64 << 20, "Largest request body.", "bytes")
     max_waiting_bytes: int = _field(128 << 20, "Batches waiting beyond this are refused with 503.", "bytes")
     silent_after_s: float = _field(30.0, "Time without a heartbeat after which a node counts as silent.", "s")
@@ -114,7 +117,14 @@ class Settings:
             problems.append(f"account_id: {self.account_id!r} is not twelve digits")
         if self.detector_id and not re.fullmatch(r"[0-9a-f]{32}", self.detector_id):
             problems.append(f"detector_id: {self.detector_id!r} is not 32 lower-case hex digits")
-        for name in ("journal_bytes", "journal_segment_bytes", "max_body_bytes", "max_waiting_bytes", "occurrences"):
+        for name in (
+            "journal_bytes",
+            "journal_segment_bytes",
+            "max_body_bytes",
+            "max_waiting_bytes",
+            "occurrences",
+            "findings_per_hour",
+        ):
             if getattr(self, name) < 1:
                 problems.append(f"{name}: must be at least 1, is {getattr(self, name)}")
         for name in ("journal_s", "finding_retention_s", "history_window_s", "store_timeout_s", "reload_s"):

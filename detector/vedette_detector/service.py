@@ -29,6 +29,7 @@ from vedette_detector.engine.history import HistorySettings
 from vedette_detector.engine.pool import WorkerPool
 from vedette_detector.errors import ConfigError, DetectorError
 from vedette_detector.findings.build import Identity, build
+from vedette_detector.findings.flood import OVERFLOW_KEY, FloodGate
 from vedette_detector.findings.model import FindingUpdate, iso
 from vedette_detector.findings.resource import ContainerStates, Host, describe
 from vedette_detector.intake import Intake
@@ -144,6 +145,7 @@ class Service:
             settings.cluster,
         )
         self._states = ContainerStates()
+        self._flood = FloodGate(settings.findings_per_hour)
         self._heartbeats: dict[str, tuple[int, dict[str, Any]]] = self.store.heartbeats()
         self._unsaved: set[str] = set()
         self._pending_notes: list[Note] = []
@@ -335,7 +337,12 @@ class Service:
         )
         container = detection.container
         known = self._states.lookup(container, header.boot_id) if container is not None else None
-        return build(detection, describe(container, host, known), host, self._identity, self._redactor)
+        resource = describe(container, host, known)
+        update = build(detection, resource, host, self._identity, self._redactor)
+        if not self._flood.admits(update.type, f"{host.node}\n{resource.id}", update.id):
+            overflow = replace(detection, key=OVERFLOW_KEY, notes=[self._flood.note, *detection.notes])
+            update = build(overflow, resource, host, self._identity, self._redactor)
+        return update
 
     # Life
 

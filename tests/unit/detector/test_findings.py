@@ -18,6 +18,7 @@ from vedette_detector.config import DEFAULT_REDACTED_OPTIONS, DEFAULT_REDACTION
 from vedette_detector.engine.detection import ContainerRef, Detection
 from vedette_detector.findings import catalog
 from vedette_detector.findings.build import CONTEXT_KEYS, LINEAGE_KEYS, PROCESS_KEYS, Identity, build, epoch_ns
+from vedette_detector.findings.flood import FloodGate
 from vedette_detector.findings.model import FindingUpdate, collect, fold_document, iso
 from vedette_detector.findings.resource import ContainerStates, Host, Resource, describe
 from vedette_detector.text import REDACTED, Redactor
@@ -427,6 +428,16 @@ def test_an_ec2_host_is_an_instance() -> None:
         "networkInterfaces": [{"privateDnsName": "ip-10-0-0-1", "privateIpAddress": "10.0.0.1"}],
     }
     assert resource.host["machineId"] == "m"
+
+
+def test_different_findings_of_one_resource_are_bounded_for_an_hour() -> None:
+    now = 0.0
+    gate = FloodGate(2, clock=lambda: now)
+    assert [gate.admits("t", "r", i) for i in ("a", "b", "c", "a", "c")] == [True, True, False, True, False]
+    assert gate.admits("t", "other", "c")
+    assert gate.admits("u", "r", "c")
+    now = 3600.0
+    assert gate.admits("t", "r", "c")
 
 
 def test_the_documentation_lists_every_type_as_the_catalogue_has_it() -> None:

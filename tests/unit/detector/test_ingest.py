@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sqlite3
 import ssl
 import subprocess
@@ -387,6 +388,32 @@ async def test_history_is_rebuilt_after_a_restart(settings: Settings) -> None:
         await client.post(batch(1, parent))
     async with running(settings) as (service, client):
         await client.post(batch(2, child))
+        (finding,) = service.store.list()
+        lineage = finding.document["service"]["runtimeDetails"]["process"]["lineage"]
+        assert [p["executablePath"] for p in lineage][:1] == ["/usr/bin/parent"]
+
+
+async def test_a_flood_of_different_findings_ends_in_one(settings: Settings) -> None:
+    async with running(replace(settings, findings_per_hour=3)) as (service, client):
+        for number in range(1, 9):
+            await client.post(batch(number, scan(number, path=f"/tmp/{number}/scanner")))
+        counts = {f.document["vedette"]["aggregationKey"][0]: f.count for f in service.store.list()}
+        assert counts == {f"/tmp/{n}/scanner": 1 for n in (1, 2, 3)} | {"(many different)": 5}
+        (overflow,) = [f for f in service.store.list() if f.count == 5]
+        assert overflow.document["vedette"]["notes"][0].startswith("More than 3 different findings of this type")
+
+
+async def test_an_engine_worker_that_dies_is_replaced_with_its_history(settings: Settings) -> None:
+    async with running(settings) as (service, client):
+        parent = scan(1, path="/usr/bin/parent", pid=40, start=SESSION + SECOND // 2)
+        await client.post(batch(1, parent))
+        (worker,) = service.pool.pids
+        assert worker is not None
+        os.kill(worker, signal.SIGKILL)
+        child = scan(2, pid=50, ppid=40, parent_start=SESSION + SECOND // 2)
+        status, document = await client.post(batch(2, child))
+        assert (status, acknowledged(document)) == (200, [2])
+        assert service.pool.pids != [worker]
         (finding,) = service.store.list()
         lineage = finding.document["service"]["runtimeDetails"]["process"]["lineage"]
         assert [p["executablePath"] for p in lineage][:1] == ["/usr/bin/parent"]
