@@ -11,7 +11,7 @@ goes by an event's ``time``, never by its place.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -28,9 +28,41 @@ from vedette_detector.engine.text import join_path, safe_text
 from vedette_events.columns import EventBatch
 
 PROCESS_TYPES = ("exec", "fork", "exit")
+_MAX_TIME = 2**64 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WRITE_FLAGS = 0o3  # O_WRONLY | O_RDWR
 _TRUNC_FLAGS = 0o1000 | 0o100  # O_TRUNC | O_CREAT
+
+
+class _Columns:
+    """All rows of a segment as a mask sees them: each column contiguous, and kept for the next mask."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+
+    def __getitem__(self, name: str) -> Array:
+        return self._segment.column(name)
+
+    def __len__(self) -> int:
+        return len(self._segment.rows)
+
+
+def _matching(segment: Segment, conditions: list[tuple[str, int]], mask: Callable[[Any], Array] | None) -> Array:
+    """Numbers of the rows that fulfil equalities and a mask, ascending."""
+    if not conditions:
+        if mask is None:
+            return np.arange(len(segment.rows))
+        return np.flatnonzero(mask(_Columns(segment)))
+    field, value = conditions[0]
+    rows = segment.where(field, value)
+    for field, value in conditions[1:]:
+        if len(rows) == 0:
+            return rows
+        column = segment.rows[field][rows]
+        rows = rows[column == column.dtype.type(value)]
+    if mask is not None and len(rows):
+        rows = rows[np.asarray(mask(segment.rows[rows]), dtype=bool)]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -391,7 +423,8 @@ class NodeHistory:
         cgroup: int | None = None,
         since: int | None = None,
         until: int | None = None,
-        mask: Callable[[Array], Array] | None = None,
+        where: Mapping[str, int] | None = None,
+        mask: Callable[[Any], Array] | None = None,
         limit: int = 100,
     ) -> list[Event]:
         """Events of one type that fulfil all given conditions, newest first.
@@ -403,39 +436,27 @@ class NodeHistory:
             cgroup: cgroup id of the acting process.
             since: earliest time, ns since boot.
             until: latest time, ns since boot.
-            mask: further condition: gets structured rows, shape (N,), gives a bool array of the same shape.
+            where: further fields and the values that they must have; faster than a mask.
+            mask: further condition: gets rows whose columns are ``rows["field"]``, shape (N,), gives a bool array of
+                the same shape.
             limit: how many at most.
         """
         store = self._stores.get(name)
         if store is None:
             return []
+        equals = {"pid": pid, "start": start, "cgroup": cgroup, **(where or {})}
+        conditions = [(field, value) for field, value in equals.items() if value is not None]
         out: list[Event] = []
         for segment in store.newest_first(since, until):
-            if pid is not None:
-                rows = segment.where("pid", pid)
-            elif cgroup is not None:
-                rows = segment.where("cgroup", cgroup)
-            elif start is not None:
-                rows = segment.where("start", start)
-            else:
-                rows = np.arange(len(segment.rows))
-            if start is not None and len(rows):
-                rows = rows[segment.rows["start"][rows] == np.uint64(start)]
-            if cgroup is not None and len(rows):
-                rows = rows[segment.rows["cgroup"][rows] == np.uint64(cgroup)]
-            if (since is not None or until is not None) and len(rows):
-                times = segment.rows["time"][rows]
-                keep = np.ones(len(rows), dtype=bool)
-                if since is not None:
-                    keep &= times >= np.uint64(max(since, 0))
-                if until is not None:
-                    keep &= times <= np.uint64(max(until, 0))
-                rows = rows[keep]
-            if mask is not None and len(rows):
-                rows = rows[np.asarray(mask(segment.rows[rows]), dtype=bool)]
+            rows = _matching(segment, conditions, mask)
             if len(rows) == 0:
                 continue
-            newest = rows[np.argsort(segment.rows["time"][rows], kind="stable")[::-1]]
+            times = segment.rows["time"][rows]
+            if (since is not None and segment.first < since) or (until is not None and segment.last > until):
+                low, high = max(since or 0, 0), _MAX_TIME if until is None else max(until, 0)
+                keep = (times >= np.uint64(low)) & (times <= np.uint64(high))
+                rows, times = rows[keep], times[keep]
+            newest = rows[np.argsort(times, kind="stable")[::-1]]
             out += [Event(name, segment, int(row), self) for row in newest[:limit]]
             if len(out) >= limit:
                 break
@@ -454,11 +475,12 @@ class NodeHistory:
             until: latest time, ns since boot.
         """
 
-        def written(rows: Array) -> Array:
+        def written(rows: Any) -> Array:
             access = rows["oflags"] & (_WRITE_FLAGS | _TRUNC_FLAGS)
-            return np.asarray((rows["ino"] == ino) & (rows["dev"] == dev) & (access != 0) & (rows["result"] >= 0))
+            return np.asarray((access != 0) & (rows["result"] >= 0))
 
-        found = self.events("open", until=until, mask=written, limit=1) if ino else []
+        identity = {"ino": ino, "dev": dev}
+        found = self.events("open", until=until, where=identity, mask=written, limit=1) if ino else []
         candidates = list(found)
         if path:
             candidates += self._onto("rename", "new_path", path, until)
