@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from vedette_detector.detectors.detector import Detector
-from vedette_detector.detectors.processes import CONTAINER_RUNTIMES, basename, is_installed_file, last_writer
+from vedette_detector.detectors.processes import CONTAINER_RUNTIMES, ancestors, basename, is_installed_file, last_writer
 from vedette_detector.engine.container import INITIAL_PID_NS
 from vedette_detector.engine.context import EngineContext
 from vedette_detector.engine.detection import Detection
@@ -123,7 +123,7 @@ class FilelessExecution(Detector):
         if not earlier:
             return False
         before = history.process(event.pid, event.start, event.time - 1)
-        related = [*([before] if before is not None else []), *history.lineage(event.process)[:4]]
+        related = [*([before] if before is not None else []), *ancestors(event.process, history, 4)]
         return any((p.dev, p.ino) == (event.dev, event.ino) for p in related)
 
     @staticmethod

@@ -71,15 +71,17 @@ class NewBinaryExecuted(Detector):
         if in_container and is_runtime_setup(event.process, history):
             return
         container_id = event.container.container_id if event.container is not None else None
-        writer = last_writer(history, event.path, event.dev, event.ino, container_id, event.time)
+        writer = last_writer(history, event.path, event.dev, event.ino, container_id, event.time, event.ctime)
         if writer is None and (not in_container or not event.file_bits & FileBits.NO_LOWER):
             return
         notes: list[str] = []
         severity = self.severity
         key: tuple[str, ...] = (safe_text(event.path),)
-        builder = image_builder_of(event.process, history) if in_container else None
+        builder = image_builder_of(event.process, history)
         manager = package_manager_of(writer.process, history) if writer is not None else None
         if builder is not None:
+            if not in_container:
+                return
             severity, key = 1.0, ("image build", builder)
             notes.append(f"This is an image build: {builder} started the process.")
         elif manager is not None:
@@ -168,6 +170,41 @@ class NewBinaryExecuted(Detector):
                 {"event": "exec", "path": "/usr/bin/curl", "pid": 900},
                 {"event": "open", "pid": 900, "path": "/tmp/x", "oflags": 0o1101, "ino": 5, "dev": 3},
                 {"event": "exec", "path": "/tmp/x", "ino": 5, "dev": 3},
+            ],
+        },
+        {
+            "name": "an image build in a container: low, but said",
+            "match": True,
+            "events": [
+                {"event": "exec", "path": "/usr/bin/buildkitd", "pid": 800},
+                {"event": "exec", "path": "/bin/sh", "pid": 900, "ppid": 800, "container": True},
+                {"event": "exec", "path": "/usr/local/bin/t", "file_bits": 7, "ppid": 900, "container": True},
+            ],
+        },
+        {
+            "name": "an image is put together on the host",
+            "match": False,
+            "events": [
+                {"event": "exec", "path": "/usr/bin/perl", "argv": ["perl", "/usr/bin/mmdebstrap"], "pid": 800},
+                {"event": "exec", "path": "/tmp/m/usr/bin/dpkg", "pid": 900, "ppid": 800},
+                {"event": "rename", "pid": 900, "path": "/tmp/m/bin/n", "new_path": "/tmp/m/bin/mv"},
+                {"event": "exec", "path": "/tmp/m/bin/mv", "ppid": 900},
+            ],
+        },
+        {
+            "name": "the same program was written by another container",
+            "match": False,
+            "events": [
+                {
+                    "event": "open",
+                    "pid": 900,
+                    "path": "/usr/bin/env",
+                    "oflags": 0o1001,
+                    "ino": 5,
+                    "dev": 3,
+                    "cgroup_path": "/docker/" + "ab" * 32,
+                },
+                {"event": "exec", "path": "/usr/bin/env", "file_bits": 3, "ino": 5, "dev": 3, "container": True},
             ],
         },
         {

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from vedette_detector.detectors.detector import Detector
-from vedette_detector.detectors.processes import DEBUGGERS, basename, by_ns_pid, in_container, is_installed
+from vedette_detector.detectors.processes import DEBUGGERS, ancestors, basename, by_ns_pid, in_container, is_installed
 from vedette_detector.engine.context import EngineContext, process_details
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
@@ -49,7 +49,7 @@ def _launched(tracer: Process, target: Process | None, history: NodeHistory) -> 
     """Whether the tracer, or a helper between them, started the target itself."""
     if target is None:
         return False
-    return any(p.pid == tracer.pid and p.start == tracer.start for p in history.lineage(target)[:2])
+    return any(p.pid == tracer.pid and p.start == tracer.start for p in ancestors(target, history, 2))
 
 
 def _target(event: Event, history: NodeHistory) -> Process | None:
@@ -372,10 +372,10 @@ class PtraceAntiDebugging(Detector):
     def confirm(self, event: Event, history: NodeHistory, context: EngineContext) -> Iterable[Detection]:
         """A debugger's child does the same just before it runs the program: then the debugger is the parent."""
         process = event.process
-        ancestors = history.lineage(process)[:2]
-        if any(_is_debugger(candidate, history) for candidate in (process, *ancestors) if process.inherited):
+        parents = list(ancestors(process, history, 2))
+        if any(_is_debugger(candidate, history) for candidate in (process, *parents) if process.inherited):
             return
-        if ancestors and _is_debugger(ancestors[0], history):
+        if parents and _is_debugger(parents[0], history):
             return
         yield context.detection(
             event,

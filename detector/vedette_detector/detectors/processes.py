@@ -13,6 +13,7 @@ from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory, Process
 from vedette_events.schema import FileBits
 
+_SECOND = 1_000_000_000
 _CHANGED = FileBits.UPPER | FileBits.UNLINKED | FileBits.MEMFD | FileBits.TMPFS
 
 SYSTEM_DIRECTORIES: tuple[bytes, ...] = (
@@ -82,7 +83,8 @@ BUILD_TOOLS: frozenset[bytes] = frozenset(
 )
 IMAGE_BUILDERS: frozenset[bytes] = frozenset(
     {b"buildkitd", b"buildkit-runc", b"buildah", b"kaniko", b"executor", b"img", b"makisu", b"apko", b"melange"}
-    | {b"mmdebstrap", b"debootstrap", b"packer", b"diskimage-builder"}
+    | {b"mmdebstrap", b"debootstrap", b"cdebootstrap", b"multistrap", b"packer", b"diskimage-builder", b"mkosi"}
+    | {b"sbuild", b"pbuilder", b"cowbuilder", b"mock", b"osbuild", b"vmdb2", b"lb", b"live-build"}
 )
 CONTAINER_RUNTIMES: frozenset[bytes] = frozenset(
     {
@@ -112,29 +114,54 @@ def is_installed(process: Process, history: NodeHistory) -> bool:
     container = history.container(process.cgroup)
     container_id = container.container_id if container is not None else None
     return is_installed_file(
-        process.path, process.file_bits, process.dev, process.ino, process.time, history, container_id
+        process.path, process.file_bits, process.dev, process.ino, process.time, history, container_id, process.ctime
     )
 
 
 def is_installed_file(
-    path: bytes, file_bits: int, dev: int, ino: int, at: int, history: NodeHistory, container_id: str | None = None
+    path: bytes,
+    file_bits: int,
+    dev: int,
+    ino: int,
+    at: int,
+    history: NodeHistory,
+    container_id: str | None = None,
+    changed_ns: int = 0,
 ) -> bool:
-    """The same for a file: its path, what is known of it, when it was used, and the container it was used in."""
+    """The same for a file: what is known of it, when it was used, in which container, when it was changed."""
     if file_bits & _CHANGED or not path.startswith(SYSTEM_DIRECTORIES):
         return False
-    writer = last_writer(history, path, dev, ino, container_id, at)
+    writer = last_writer(history, path, dev, ino, container_id, at, changed_ns)
     return writer is None or is_package_manager(writer.process, history)
 
 
 def last_writer(
-    history: NodeHistory, path: bytes, dev: int, ino: int, container_id: str | None, until: int
+    history: NodeHistory,
+    path: bytes,
+    dev: int,
+    ino: int,
+    container_id: str | None,
+    until: int,
+    changed_ns: int = 0,
 ) -> Event | None:
     """Who last wrote a file, of those who can have meant this file.
 
     Two containers have the same paths, and a container that is gone leaves its device number (and the image's inode
     numbers) to the next one. So a writer counts when it is in the same container, or is on the host and opened the
     very inode.
+
+    Args:
+        history: the node's history.
+        path: the file's path; empty for none.
+        dev: its device.
+        ino: its inode.
+        container_id: the container it is used in; None on the host.
+        until: latest time, ns since boot.
+        changed_ns: the file's change time, ns since the epoch: when it is older than history, nobody in history wrote
+            it, and nothing has to be looked for. Zero when it is not known.
     """
+    if changed_ns and changed_ns < until + history.wall_offset_ns - int(history.settings.window_s * _SECOND):
+        return None
     for _ in range(16):
         found = history.last_writer(dev, ino, path=path or None, until=until)
         if found is None:
@@ -158,7 +185,7 @@ def package_manager_of(process: Process, history: NodeHistory) -> str | None:
     The file must lie where packages install and be part of the image (not of a container's upper layer). An
     interpreter counts by its script or module: ``python3 -m pip``, ``node /usr/lib/node_modules/npm/...``.
     """
-    for candidate in (process, *history.lineage(process)[:6]):
+    for candidate in chain(process, history, 6):
         if candidate.file_bits & _CHANGED or not candidate.path.startswith(SYSTEM_DIRECTORIES):
             continue
         name = basename(candidate.path)
@@ -188,12 +215,18 @@ def image_builder_of(process: Process, history: NodeHistory) -> str | None:
     A builder's own file may lie in a container (kaniko), so only its place and age are asked: a program that came
     into the container's upper layer is none.
     """
-    for ancestor in history.lineage(process):
-        name = basename(ancestor.path)
-        if name in IMAGE_BUILDERS and not ancestor.file_bits & _CHANGED:
-            if name == b"executor" and not ancestor.path.startswith(b"/kaniko/"):
+    for ancestor in ancestors(process, history, 32):
+        if ancestor.file_bits & _CHANGED:
+            continue
+        candidates = [ancestor.path]
+        if is_shell_name(basename(ancestor.path)) or is_interpreter_name(basename(ancestor.path)):
+            candidates += [argument for argument in ancestor.argv[1:4] if argument.startswith(SYSTEM_DIRECTORIES)]
+        for path in candidates:
+            name = basename(path)
+            if name == b"executor" and not path.startswith(b"/kaniko/"):
                 continue
-            return name.decode("ascii", "replace")
+            if name in IMAGE_BUILDERS and path.startswith((*SYSTEM_DIRECTORIES, b"/kaniko/")):
+                return name.decode("ascii", "replace")
     return None
 
 
@@ -234,9 +267,19 @@ def is_interpreter_name(name: bytes) -> bool:
 
 
 def chain(process: Process, history: NodeHistory, limit: int = 8) -> Iterator[Process]:
-    """The process itself, then its ancestors, nearest first."""
+    """The process itself, then at most ``limit`` ancestors, nearest first."""
     yield process
-    yield from history.lineage(process)[:limit]
+    yield from ancestors(process, history, limit)
+
+
+def ancestors(process: Process, history: NodeHistory, limit: int) -> Iterator[Process]:
+    """At most ``limit`` ancestors, nearest first, looked up only as far as somebody asks."""
+    current: Process | None = process
+    for _ in range(limit):
+        current = history.parent(current) if current is not None else None
+        if current is None:
+            return
+        yield current
 
 
 def by_ns_pid(history: NodeHistory, observer: Process, ns_pid: int, until: int) -> Process | None:

@@ -18,7 +18,7 @@ A shell on a connection that was *accepted* (inetd, a bind shell, sshd) is not r
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -29,6 +29,7 @@ from vedette_detector.detectors.connections import Connection, accepted, of_sock
 from vedette_detector.detectors.detector import Detector
 from vedette_detector.detectors.processes import (
     SHELLS,
+    ancestors,
     basename,
     chain,
     is_installed,
@@ -117,10 +118,10 @@ def _takes_commands(process: Process, history: NodeHistory) -> bool:
     return not is_installed(process, history)
 
 
-def _operands(process: Process) -> list[bytes]:
+def _operands(path: bytes, argv: Sequence[bytes]) -> list[bytes]:
     """A shell's arguments that are no options: scripts and commands."""
-    arguments = list(process.argv[1:])
-    if basename(process.path) == b"busybox" and arguments and basename(arguments[0]) in SHELLS:
+    arguments = list(argv[1:])
+    if basename(path) == b"busybox" and arguments and basename(arguments[0]) in SHELLS:
         arguments = arguments[1:]
     out = []
     skip = False
@@ -244,12 +245,19 @@ class ReverseShell(Detector):
         yield from self._again(event, history, context)
 
     def _judge(self, event: Event, history: NodeHistory) -> _Verdict | None:
+        on_socket = StdioKind.INET in (event.stdin_kind, event.stdout_kind, event.stderr_kind)
+        if not on_socket:
+            # Most shells are given a command or a script: those are done with here, before anything is looked up.
+            if event.stdin_kind not in _RELAYED:
+                return None
+            if _operands(event.path, event.argv):
+                return self._awk_loop(event, history)
         process = event.process
         if process.exec is None or process.exec.time != event.time:
             return None
-        if StdioKind.INET in (event.stdin_kind, event.stdout_kind, event.stderr_kind):
+        if on_socket:
             return self._on_socket(event, process, history)
-        if not _takes_commands(process, history) or event.stdin_kind not in _RELAYED:
+        if not _takes_commands(process, history):
             return None
         return self._in_ring(event, process, history) or self._behind_relay(event, process, history)
 
@@ -289,11 +297,11 @@ class ReverseShell(Detector):
             kind == StdioKind.INET for kind in (event.stdin_kind, event.stdout_kind, event.stderr_kind)
         )
         both = stdin and (stdout or stderr)
-        if both or (stdin and _is_shell(process) and not _operands(process)):
+        if both or (stdin and _is_shell(process) and not _operands(event.path, event.argv)):
             if not _takes_commands(process, history):
                 return None
             # What a reported shell starts inherits its descriptors: the shell has been reported.
-            for ancestor in history.lineage(process)[:8]:
+            for ancestor in ancestors(process, history, 8):
                 if (
                     ancestor.stdin_kind == StdioKind.INET
                     and ancestor.stdin_ino == event.stdin_ino
@@ -312,8 +320,8 @@ class ReverseShell(Detector):
     def _command_loop(self, event: Event, process: Process, history: NodeHistory) -> _Verdict | None:
         """A command with its output on a socket from which a shell reads."""
         ino = event.stdout_ino
-        ancestors = history.lineage(process)[:4]
-        shell = next((p for p in ancestors if not p.inherited and _takes_commands(p, history)), None)
+        parents = ancestors(process, history, 4)
+        shell = next((p for p in parents if not p.inherited and _takes_commands(p, history)), None)
         if shell is None:
             return None
         reads = history.events(
@@ -342,7 +350,7 @@ class ReverseShell(Detector):
             for ino, kind in ((event.stdout_ino, event.stdout_kind), (event.stderr_ino, event.stderr_kind))
             if kind in _PIPES and ino
         }
-        if not sinks or _operands(process):
+        if not sinks:
             return None
         since = event.time - _RING_NS
         downstream, inodes_down = self._follow(history, sinks, since, forward=True)
@@ -441,8 +449,6 @@ class ReverseShell(Detector):
         relay = self._relay_of(process, history)
         if relay is None:
             return None
-        if _operands(process):
-            return self._awk_loop(event, process, relay, history)
         if event.stdin_kind == StdioKind.TTY:
             if event.stdout_kind != StdioKind.TTY:
                 return None
@@ -492,7 +498,7 @@ class ReverseShell(Detector):
     @staticmethod
     def _relay_of(process: Process, history: NodeHistory) -> Process | None:
         """The nearest ancestor that does not share the shell's descriptors: it, or nobody, made them."""
-        for ancestor in history.lineage(process)[:4]:
+        for ancestor in ancestors(process, history, 4):
             if ancestor.exec is None and not ancestor.path:
                 return None
             if ancestor.stdin_ino == process.stdin_ino and ancestor.stdin_kind == process.stdin_kind:
@@ -507,16 +513,21 @@ class ReverseShell(Detector):
         before = outbound(history, relay, until=event.time - 1)
         return any(e.raddr == event.raddr for e in before)
 
-    def _awk_loop(self, event: Event, process: Process, relay: Process, history: NodeHistory) -> _Verdict | None:
-        """Gawk reads commands from its own network files and runs each by ``sh -c``."""
-        code = b" ".join(relay.argv)
-        if not any(word in code for word in _AWK_NETWORK) or event.stdout_kind not in (*_PIPES, StdioKind.UNIX):
+    @staticmethod
+    def _awk_loop(event: Event, history: NodeHistory) -> _Verdict | None:
+        """Gawk reads commands from its own network files and runs each by ``sh -c``, joined to it by two pipes."""
+        if event.stdin_kind not in (StdioKind.PIPE, StdioKind.UNIX) or event.stdout_kind != event.stdin_kind:
             return None
-        opened = outbound(history, relay, until=event.time)
+        if len(event.argv) < 3 or event.argv[1] != b"-c" or event.ppid == 0:
+            return None
+        awk = history.parent(event.process)
+        if awk is None or not any(word in argument for argument in awk.argv for word in _AWK_NETWORK):
+            return None
+        opened = outbound(history, awk, until=event.time)
         if not opened:
             return None
         connection = Connection("outbound", opened[0].raddr_text, opened[0].rport, opened[0])
-        return _Verdict(relay, "runs commands for a connection to", connection, event)
+        return _Verdict(awk, "runs commands for a connection to", connection, event)
 
     # -- what is missing -------------------------------------------------------------------------------------------
 
