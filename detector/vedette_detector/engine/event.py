@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vedette_detector.engine.detection import ContainerRef
 from vedette_detector.engine.text import join_path, safe_text, split_args
 from vedette_events import schema
+from vedette_events.dtypes import dtype
 
 if TYPE_CHECKING:
     from vedette_detector.engine.history import NodeHistory, Process
@@ -21,6 +22,8 @@ AF_UNIX, AF_INET, AF_INET6 = 1, 2, 10
 _DIR_OF = {"path": "dir", "new_path": "new_dir"}
 _TAIL_KINDS = {t.name: {x.name: x.kind for x in t.tails} for t in schema.EVENT_TYPES}
 _FIELDS = {t.name: {f.name: f for f in (*schema.HEADER, *t.fields)} for t in schema.EVENT_TYPES}
+
+_PLACES = {t.name: {name: place for place, name in enumerate(dtype(t.name).names or ())} for t in schema.EVENT_TYPES}
 
 
 class Event:
@@ -36,7 +39,7 @@ class Event:
         node: node the event is from.
     """
 
-    __slots__ = ("__dict__", "_cells", "_row", "_segment", "history", "node", "type")
+    __slots__ = ("__dict__", "_row", "_segment", "_values", "history", "node", "type")
 
     def __init__(self, type_name: str, segment: Segment, row: int, history: NodeHistory) -> None:
         self.type = type_name
@@ -44,26 +47,25 @@ class Event:
         self.history = history
         self._segment = segment
         self._row = row
-        self._cells = segment.rows[row]
+        self._values: tuple[Any, ...] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        field = _FIELDS[self.type].get(name)
-        if field is not None:
-            value = self._field(field)
+        place = _PLACES[self.type].get(name)
+        if place is not None:
+            if self._values is None:  # one conversion of the whole row costs less than a few of single fields
+                self._values = self._segment.rows[self._row].item()
+            value = self._values[place]
+            kind = _FIELDS[self.type][name].kind
+            if kind == "comm":
+                value = value.split(b"\0", 1)[0]
+            elif kind in ("addr", "sha256"):
+                value = value.tobytes()
         elif name in _TAIL_KINDS[self.type]:
             value = self._segment.tail(name, self._row)
         else:
             raise AttributeError(f"{self.type} events have no field {name!r}")
         self.__dict__[name] = value
         return value
-
-    def _field(self, field: schema.Field) -> Any:
-        cell = self._cells[field.name]
-        if field.kind == "comm":
-            return bytes(cell).split(b"\0", 1)[0]
-        if field.kind in ("addr", "sha256"):
-            return cell.tobytes()
-        return int(cell)
 
     def __repr__(self) -> str:
         return f"<Event {self.type} pid={self.pid} time={self.time} on {safe_text(self.node.encode())}>"

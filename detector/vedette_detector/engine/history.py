@@ -392,6 +392,8 @@ class NodeHistory:
         found = self.process(event.pid, event.start or None, event.time)
         if found is not None:
             # The event's own identity is newer than the exec's: credentials may have changed since.
+            if (found.uid, found.euid, found.cgroup) == (event.uid, event.euid, event.cgroup):
+                return found
             return replace(found, uid=event.uid, euid=event.euid, cgroup=event.cgroup or found.cgroup)
         return Process(
             node=self.node,
