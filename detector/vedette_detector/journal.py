@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 SUFFIX = ".vdj"
 INDEX_SUFFIX = ".idx"
 _INDEX_VERSION = 1
+SEGMENTS_BY_AGE = 50
+"""A segment is closed after this part of the time that events are kept, however small it is."""
 
 SessionKey = tuple[str, bytes, int]
 """Node, boot id (16 bytes), session."""
@@ -226,6 +228,7 @@ class Journal:
     _size: int = field(default=0, init=False)
     _number: int = field(default=0, init=False)
     _entries: list[Entry] = field(default_factory=list, init=False)
+    _opened: float = field(default=0.0, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     def open(self, applied: Mapping[SessionKey, int] | None = None) -> Recovery:
@@ -313,7 +316,9 @@ class Journal:
             return
         with self._lock:
             try:
-                if self._fd < 0 or self._size >= self.segment_bytes:
+                # A segment goes as a whole, so one that fills slowly is closed by age.
+                old = self.clock() - self._opened > self.limit_s / SEGMENTS_BY_AGE
+                if self._fd < 0 or self._size >= self.segment_bytes or old:
                     self._roll()
                 assert self._path is not None
                 entries, offset = [], self._size
@@ -341,7 +346,7 @@ class Journal:
         self._number += 1
         path = self.directory / f"{self._number:016d}{SUFFIX}"
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._path, self._size, self._entries = path, 0, []
+        self._path, self._size, self._entries, self._opened = path, 0, [], self.clock()
         _sync_directory(self.directory)
 
     def _close_segment(self) -> None:

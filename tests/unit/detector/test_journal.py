@@ -115,6 +115,22 @@ def test_bounds_remove_the_oldest_segments_and_keep_the_open_one(tmp_path: Path)
     assert sequences(tmp_path) == [4]
 
 
+def test_a_segment_that_fills_slowly_is_closed_by_age(tmp_path: Path) -> None:
+    now = 1000.0
+    journal = Journal(tmp_path, limit_s=100.0, clock=lambda: now)
+    journal.open()
+    put(journal, batch(1))
+    now += 1.9
+    put(journal, batch(2))
+    assert len(segments(tmp_path)) == 1
+    now += 0.2
+    put(journal, batch(3))
+    assert len(segments(tmp_path)) == 2
+    now += 100.5
+    assert journal.enforce() == 1
+    assert sequences(tmp_path) == [3]
+
+
 def test_a_clock_set_back_removes_nothing(tmp_path: Path) -> None:
     now = 1_000_000.0
     journal = Journal(tmp_path, segment_bytes=1, limit_s=100.0, clock=lambda: now)
