@@ -484,7 +484,10 @@ def load(object_path: Path | str, pin_dir: Path | str | None, config: Config | N
     current: Programs | None = None
     stale: list[Generation] = []
     if directory is not None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise LoaderError("PinRefused", f"{directory}: {error.strerror}") from error
         current, stale = _find_pinned(directory, identity)
     try:
         if current is None:

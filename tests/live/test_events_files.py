@@ -176,7 +176,7 @@ def test_what_io_uring_opens_and_removes_is_seen(collect: Collector, helper: Pat
         for what in ("uring_open", "uring_unlink"):
             subprocess.run([helper, what, path], check=True, stdout=subprocess.DEVNULL)
 
-    found = [r for r in collect(act) if r.event == "io_uring"]
+    found = [r for r in collect(act) if r.event == "io_uring" and r.comm == b"live_helper"]
     assert [(r.opcode, r.path, r.flags & 4) for r in found] == [(18, path, 4), (36, path, 4)]
     assert not (place / "shadow").exists()
 

@@ -103,7 +103,7 @@ int BPF_PROG(io_uring_submit_req, struct io_kiocb *req)
 }
 
 /*
- * For kernels whose tracepoint has another name (before 6.3): that a process has set up a ring is all that is told, with the
+ * For kernels whose tracepoint has another name (6.1 and older): that a process has set up a ring is all that is told, with the
  * opcode 0xffffffff, which io_uring will never have.
  */
 SYSCALL_EXIT(io_uring_setup)
