@@ -224,6 +224,8 @@ class NodeHistory:
         if self.now >= self._next_sweep or process_bytes > self.settings.process_bytes:
             self._next_sweep = self.now + int(self.settings.window_s * 1e9 / 10)
             self._processes.expire(horizon, self.settings.process_bytes)
+            for store in self._stores.values():
+                store.drop_caches()
         sizes: dict[str, int] = {}
         for name, store in self._stores.items():
             if name in PROCESS_TYPES:

@@ -29,7 +29,7 @@ class Segment:
     Attributes:
         rows: structured array, shape (N,), of the current schema's dtype.
         tails: the heap of each tail.
-        nbytes: memory held by rows and tails. Key columns and indexes made by lookups come on top, a quarter at most.
+        nbytes: memory held by rows and tails. Columns and indexes made by lookups come on top: at most the rows again.
     """
 
     # Thousands of these live at a time and are made for every batch: no dict of their own, caches made when used.
@@ -116,6 +116,10 @@ class Segment:
             found.append(row)
             at = heap.data.find(needle, int(heap.offsets[row + 1]))
         return found
+
+    def drop_caches(self) -> None:
+        """Forget what can be computed again."""
+        self._columns = self._derived = self._orders = self._searches = None
 
     def take(self, rows: Array) -> Segment:
         """A copy of some rows, with their tails."""
@@ -204,6 +208,11 @@ class SegmentStore:
         if self._small >= _LEVELS[0][1]:
             self._compact()
             self._small = 0
+
+    def drop_caches(self) -> None:
+        """Forget columns and indexes that lookups made; the next ones make those again that they need."""
+        for segment in self._segments:
+            segment.drop_caches()
 
     def pop_oldest(self) -> int:
         """Let go of the oldest segment; the bytes freed."""

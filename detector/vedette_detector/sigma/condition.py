@@ -215,7 +215,8 @@ def best_literal(parts: Sequence[Part], where: Literals) -> bytes | None:
 
 _EVERYWHERE = frozenset(
     b"usr bin sbin lib lib64 local share etc var run tmp home root proc sys dev opt log cache http https python "
-    b"python3 bash kernel systemd config service x86_64-linux-gnu com net org io example amazonaws svc cluster kube".split()
+    b"python3 bash kernel systemd config service x86_64-linux-gnu com net org io example amazonaws svc cluster "
+    b"kube".split()
 )
 
 
