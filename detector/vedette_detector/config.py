@@ -76,7 +76,7 @@ class Settings:
     finding_retention_s: float = _field(90 * 86400.0, "How long a finding is kept after it was last seen.", "s")
     occurrences: int = _field(20, "Occurrences kept in full for each finding.")
     findings_per_hour: int = _field(
-        500, "Different findings of one type and resource within an hour; further ones are counted in one."
+        5000, "Different findings of one type and resource within an hour; further ones are counted in one."
     )
     max_body_bytes: int = _field(64 << 20, "Largest request body.", "bytes")
     max_waiting_bytes: int = _field(128 << 20, "Batches waiting beyond this are refused with 503.", "bytes")

@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 OVERFLOW_KEY = ("(many different)",)
-_RESOURCES_KEPT = 10_000
+_IDS_KEPT = 500_000
+"""Finding ids remembered over all resources, some 50 MB; beyond that the resources heard of longest ago are forgotten."""
 
 
 class FloodGate:
@@ -23,22 +24,26 @@ class FloodGate:
         self._period_s = period_s
         self._clock = clock
         self._seen: OrderedDict[tuple[str, str], tuple[float, set[str]]] = OrderedDict()
+        self._total = 0
 
     def admits(self, finding_type: str, resource: str, finding_id: str) -> bool:
         """Whether a finding may stand for itself."""
         key, now = (finding_type, resource), self._clock()
         began, ids = self._seen.get(key, (now, set()))
         if now - began >= self._period_s:
+            self._total -= len(ids)
             began, ids = now, set()
         self._seen[key] = (began, ids)
         self._seen.move_to_end(key)
-        while len(self._seen) > _RESOURCES_KEPT:
-            self._seen.popitem(last=False)
         if finding_id in ids:
             return True
         if len(ids) >= self.limit:
             return False
         ids.add(finding_id)
+        self._total += 1
+        while self._total > _IDS_KEPT and len(self._seen) > 1:
+            _, (_, forgotten) = self._seen.popitem(last=False)
+            self._total -= len(forgotten)
         return True
 
     @property
