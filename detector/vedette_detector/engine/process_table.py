@@ -123,8 +123,10 @@ class ProcessTable:
         Under a storm of forks this looks at every row once, some hundred thousand at a time, so each step looks only
         at what the step before left open.
         """
+        # What is newer than the cut and what survives of the older together stay well below the bound, so that the
+        # next expiry is some way off.
         if self.nbytes > bound:
-            horizon = max(horizon, self._cut(bound // 4 * 3))
+            horizon = max(horizon, self._cut(bound // 8 * 5))
         old_execs, new_execs = _split(self._execs.segments, horizon)
         old_forks, new_forks = _split(self._forks.segments, horizon)
         if not old_execs and not old_forks and not any(s.last <= horizon for s in self._exits.segments):
@@ -149,9 +151,9 @@ class ProcessTable:
                 break
         if old_execs:
             self._keep_last_execs(execs, forks, new_forks, horizon)
-            self._execs.segments = _survivors(old_execs, execs.keep, bound // 4) + new_execs
+            self._execs.segments = _survivors(old_execs, execs.keep, bound // 8) + new_execs
         if old_forks:
-            self._forks.segments = _survivors(old_forks, forks.keep, bound // 8) + new_forks
+            self._forks.segments = _survivors(old_forks, forks.keep, bound // 16) + new_forks
         # An exit may go only when no row that is still unexamined could need it.
         limit = min([horizon, *(s.first for s in new_execs), *(s.first for s in new_forks)])
         self._exits.segments = [s for s in self._exits.segments if s.last > limit]
