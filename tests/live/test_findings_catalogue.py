@@ -72,11 +72,11 @@ class World:
             time.sleep(0.01)
 
     def findings_of(self, done: Performed, since: int) -> list[Finding]:
-        """Findings about a behaviour: in its container; on the host, with this test among the process's ancestors."""
+        """Findings about a behaviour: in its container, and on the host with this test among the ancestors."""
         found, _ = self.store.since(since, Filters(archived=None))
-        if done.container_id is not None:
-            return [f for f in found if f.resource_id == done.container_id]
-        return [f for f in found if f.resource_type == "Instance" and os.getpid() in ancestors(f) and not is_marker(f)]
+        on_host = [f for f in found if f.resource_type == "Instance" and os.getpid() in ancestors(f)]
+        in_container = [f for f in found if f.resource_id == done.container_id]
+        return in_container + [f for f in on_host if not is_marker(f)]
 
     def close(self) -> None:
         self.sandbox.close()

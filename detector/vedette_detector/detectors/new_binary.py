@@ -32,6 +32,18 @@ _NOT_HERE = FileBits.UNLINKED | FileBits.MEMFD  # FilelessExecution's
 _WRITABLE = (b"/tmp/", b"/var/tmp/", b"/var/crash/", b"/var/spool/", b"/run/user/", b"/run/lock/", b"/var/www/")
 
 
+def _tree(path: bytes) -> bytes:
+    """The directory directly below the writable place, or the file itself when it lies there: one finding for each.
+
+    Whoever unpacks a root file system into /tmp and runs programs from it makes a hundred new programs at once.
+    """
+    for directory in _WRITABLE:
+        if path.startswith(directory):
+            rest = path[len(directory) :]
+            return directory + rest.split(b"/", 1)[0]
+    return path
+
+
 class NewBinaryExecuted(Detector):
     """A program was run that was written after its container (or, on a host, just now) began."""
 
@@ -76,7 +88,7 @@ class NewBinaryExecuted(Detector):
             return
         notes: list[str] = []
         severity = self.severity
-        key: tuple[str, ...] = (safe_text(event.path),)
+        key: tuple[str, ...] = (safe_text(event.path if in_container else _tree(event.path)),)
         builder = image_builder_of(event.process, history)
         manager = package_manager_of(writer.process, history) if writer is not None else None
         if builder is not None:
