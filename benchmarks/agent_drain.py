@@ -53,7 +53,9 @@ def storm(load: Path, rate: float, seconds: float, *options: str) -> dict[str, A
         command = [str(load), "storm"]
         started = time.monotonic()
         running = [
-            subprocess.Popen([*command, str(i << 26), str(count), str(rate / workers)], stdout=subprocess.DEVNULL)
+            subprocess.Popen(
+                [*command, str(i << 26), str(count), str(rate / workers), str(seconds)], stdout=subprocess.DEVNULL
+            )
             for i in range(workers)
         ]
         largest_mb = idle_mb

@@ -2,9 +2,11 @@
 /*
  * Load for the agent's benchmarks and live tests; one static program, no threads.
  *
- *   agent_load storm FIRST COUNT RATE   COUNT times connect(2) of a datagram socket, event number n to the loopback address
+ *   agent_load storm FIRST COUNT RATE [SECONDS]
+ *                                       COUNT times connect(2) of a datagram socket, event number n to the loopback address
  *                                       127.a.b.c, port p, with a.b.c and p made of n: never deduplicated, no packet is
- *                                       sent. RATE per second, 0 for as fast as possible. Prints COUNT and seconds.
+ *                                       sent. RATE per second, 0 for as fast as possible; ends after SECONDS whatever is
+ *                                       left. Prints how many and seconds.
  *   agent_load open|connect|exec|getppid COUNT
  *                                       the bare call COUNT times; prints CPU nanoseconds (user, system, children) per call
  */
@@ -54,16 +56,21 @@ static int dial(int fd, uint64_t n)
 	return connect(fd, (struct sockaddr *)&to, sizeof(to));
 }
 
-static int storm(uint64_t first, uint64_t count, double rate)
+static int storm(uint64_t first, uint64_t count, double rate, double seconds)
 {
+	uint64_t i = 0;
 	int fd = socket(AF_INET, SOCK_DGRAM, 0);
 	if (fd < 0)
 		fail("socket");
 	double start = now();
-	for (uint64_t i = 0; i < count; i++) {
+	for (; i < count; i++) {
 		if (dial(fd, first + i))
 			fail("connect");
-		if (rate > 0 && i % 64 == 63) {
+		if (i % 64 != 63)
+			continue;
+		if (seconds > 0 && now() - start > seconds)
+			break;
+		if (rate > 0) {
 			double ahead = (i + 1) / rate - (now() - start);
 			if (ahead > 0.001) {
 				struct timespec wait = {.tv_nsec = (long)(ahead * 1e9) % 1000000000, .tv_sec = (time_t)ahead};
@@ -71,7 +78,7 @@ static int storm(uint64_t first, uint64_t count, double rate)
 			}
 		}
 	}
-	printf("%llu %.6f\n", (unsigned long long)count, now() - start);
+	printf("%llu %.6f\n", (unsigned long long)i, now() - start);
 	return 0;
 }
 
@@ -98,10 +105,10 @@ static void one(const char *what, int fd, uint64_t n)
 
 int main(int argc, char **argv)
 {
-	if (argc == 5 && !strcmp(argv[1], "storm"))
-		return storm(strtoull(argv[2], NULL, 10), strtoull(argv[3], NULL, 10), atof(argv[4]));
+	if (argc >= 5 && argc <= 6 && !strcmp(argv[1], "storm"))
+		return storm(strtoull(argv[2], NULL, 10), strtoull(argv[3], NULL, 10), atof(argv[4]), argc == 6 ? atof(argv[5]) : 0);
 	if (argc != 3 || !strchr("oceg", argv[1][0])) {
-		fprintf(stderr, "usage: agent_load storm FIRST COUNT RATE | open|connect|exec|getppid COUNT\n");
+		fprintf(stderr, "usage: agent_load storm FIRST COUNT RATE [SECONDS] | open|connect|exec|getppid COUNT\n");
 		return 2;
 	}
 	uint64_t count = strtoull(argv[2], NULL, 10);

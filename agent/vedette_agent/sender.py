@@ -478,7 +478,9 @@ class Sender(threading.Thread):
         self.healthy = False
         if judgement.verdict is Verdict.UNAUTHORISED:
             self._log.repeated("error", "the detector does not accept the token", status=answer.status)
-            return self._backoff.next(max(judgement.delay_s, BACKOFF_UNAUTHORISED_S * random.uniform(0.5, 1.0)))
+            return self._backoff.next(
+                max(judgement.delay_s, BACKOFF_UNAUTHORISED_S * (0.5 + 0.5 * self._backoff.random()))
+            )
         self._log.repeated(
             "warning", "the detector asks to wait", status=answer.status, reason=judgement.reason, why=judgement.message
         )
