@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 OVERFLOW_KEY = ("(many different)",)
 _IDS_KEPT = 500_000
-"""Finding ids remembered over all resources (some 50 MB); beyond that the resource heard of longest ago is forgotten."""
+"""Finding ids remembered over all resources (some 50 MB); beyond that the resource heard of longest ago goes."""
 
 
 class FloodGate:
