@@ -94,7 +94,7 @@ class _ValueLookup:
             if self._table is None:
                 self._table = np.zeros(1 << (8 * column.dtype.itemsize), dtype=bool)
                 self._table[[v for v in self._plans if 0 <= v < len(self._table)]] = True
-            return np.flatnonzero(self._table[column])
+            return self._table[column].nonzero()[0]
         if self._sorted is None:
             info = np.iinfo(column.dtype)
             self._sorted = np.array(sorted(v for v in self._plans if info.min <= v <= info.max), dtype=column.dtype)
@@ -221,10 +221,8 @@ class _TypePlan:
         columns = _Columns(segment, self.masks)
         for plan in self.plain:
             if plan.masks:
-                mask = columns.mask(plan.masks[0])
-                for index in plan.masks[1:]:
-                    mask = mask & columns.mask(index)
-                rows = np.flatnonzero(mask)
+                rows = columns.mask(plan.masks[0]).nonzero()[0]
+                rows = columns.keep(rows, plan.masks[1:])
             else:
                 rows = np.arange(len(segment.rows))
             _add(out, rows, plan.unit)

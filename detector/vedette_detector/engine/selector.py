@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -102,20 +102,20 @@ class Mask:
             found = self._in_set(column)
             return found if self.op == "in_" else ~found
         # A Python int that does not fit the column's type would raise in numpy, although the answer is plain.
-        info = np.iinfo(column.dtype)
+        least, greatest = _limits(column.dtype)
         value = self.value
-        if not info.min <= value <= info.max:
+        if not least <= value <= greatest:
             if self.op not in ("any_bits", "no_bits", "all_bits"):
-                above = value > info.max
+                above = value > greatest
                 holds = (
                     self.op == "ne" or (self.op in ("lt", "le") and above) or (self.op in ("gt", "ge") and not above)
                 )
                 return np.full(len(column), holds, dtype=bool)
-            if info.min < 0:  # a negative value has all high bits set; the exact check sorts that out
+            if least < 0:  # a negative value has all high bits set; the exact check sorts that out
                 return np.ones(len(column), dtype=bool)
             if self.op == "all_bits":
                 return np.zeros(len(column), dtype=bool)
-            value &= int(info.max)
+            value &= greatest
         match self.op:
             case "eq":
                 result = column == value
@@ -167,14 +167,21 @@ class Mask:
         return found
 
     def _in_set(self, column: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        info = np.iinfo(column.dtype)
-        values = [int(v) for v in self.value if info.min <= int(v) <= info.max]  # type: ignore[union-attr]
+        least, greatest = _limits(column.dtype)
+        values = [int(v) for v in self.value if least <= int(v) <= greatest]  # type: ignore[union-attr]
         if len(values) <= 4:
             found = np.zeros(len(column), dtype=bool)
             for value in values:
                 found |= column == value
             return found
         return np.isin(column, np.array(values, dtype=column.dtype))
+
+
+@cache
+def _limits(kind: np.dtype[Any]) -> tuple[int, int]:
+    """Least and greatest value of an integer dtype."""
+    info = np.iinfo(kind)
+    return int(info.min), int(info.max)
 
 
 def _swap32(value: int) -> int:
