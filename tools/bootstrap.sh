@@ -34,7 +34,7 @@ packages_wanted() {
   # The Python environment, when the python3 in use is the distribution's.
   [[ $(command -v python3) != /usr/bin/python3 ]] || echo python3-dev python3-venv
   # Tests and demo: containers, network namespaces, a real PostgreSQL.
-  echo runc mmdebstrap iproute2 util-linux procps busybox-static postgresql
+  echo runc mmdebstrap iproute2 util-linux libcap2-bin procps openssl perl strace gdb busybox-static postgresql
 }
 
 installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
@@ -59,11 +59,13 @@ sanitizer_package() {
 apt_install() {
   local attempt
   export DEBIAN_FRONTEND=noninteractive
+  mkdir -p build
   for attempt in 1 2 3 4; do
     if { [[ $attempt -eq 1 && -n $(compgen -G '/var/lib/apt/lists/*Packages*' || true) ]] || apt-get -qq update; } &&
-      apt-get -qq -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 --no-install-recommends install "$@" >/dev/null; then
+      apt-get -qq -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 --no-install-recommends install "$@" >build/apt.log 2>&1; then
       return 0
     fi
+    tail -n 15 build/apt.log >&2
     warn "apt-get could not install ($*), attempt $attempt of 4"
     sleep $((attempt * 5))
   done
@@ -144,7 +146,7 @@ sync_python() {
 }
 
 build_bpf() {
-  .venv/bin/python -m vedette_agent.bpf_build || die "the BPF object did not build; the lines above say why."
+  .venv/bin/python -m vedette_agent.bpf_build >/dev/null || die "the BPF object did not build; the lines above say why."
 }
 
 case ${1-all} in
