@@ -533,7 +533,10 @@ class ReverseShell(Detector):
 
     def _watch(self, event: Event, pids: set[int], inodes: set[int], expires: int) -> None:
         key = (event.node, event.pid, event.start, event.time)
-        self._drop(key)
+        before = self._pending.get(key)
+        if before is not None:  # a shell may wait for a ring and for a relay at once
+            pids, inodes, expires = pids | before.pids, inodes | before.inodes, max(expires, before.expires)
+            self._drop(key)
         self._pending[key] = _Pending(event, expires, pids, inodes)
         for pid in pids:
             self._pids.add(pid)

@@ -18,7 +18,16 @@ from vedette_detector.threat_lists import ThreatLists
 from vedette_events import schema
 
 HOSTILE = (b"\x1b]0;x\x07", b"\n\r\t", b"\xff\xfe", "\u202e".encode(), b"'\"<script>", b"{Image}", b"%n", b"../../")
-WORDS: tuple[bytes, ...] = (b"/bin/sh", b"/proc/1/mem", b"/proc/self/exe", b"runc", b"memfd:x", b"/tmp/x", b"release_agent", b"/dev/sda")
+WORDS: tuple[bytes, ...] = (
+    b"/bin/sh",
+    b"/proc/1/mem",
+    b"/proc/self/exe",
+    b"runc",
+    b"memfd:x",
+    b"/tmp/x",
+    b"release_agent",
+    b"/dev/sda",
+)
 WORDS += (b"docker.sock", b"xmrig", b"/dev/shm/x", b"stratum+tcp://", b"-c", b"-i", b"bash", b"ext4", b"source")
 SIZES = {"u8": 8, "u16": 16, "u32": 32, "u64": 64, "s32": 31, "s64": 63}
 
@@ -91,7 +100,9 @@ def shown(detection: Detection) -> dict[str, Any]:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(events(), min_size=1, max_size=12))
 def test_no_detector_fails_and_everything_shown_is_safe(given_events: list[dict[str, Any]]) -> None:
-    engine = Engine(rules(), ThreatLists.of(["203.0.113.77", "vedette.example"]), detectors=[type(d)() for d in ALL_DETECTORS])
+    engine = Engine(
+        rules(), ThreatLists.of(["203.0.113.77", "vedette.example"]), detectors=[type(d)() for d in ALL_DETECTORS]
+    )
     records, _ = encode_events(given_events)
 
     outcome = engine.process(make_header(), records)
