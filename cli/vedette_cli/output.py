@@ -22,12 +22,16 @@ import click
 import yaml
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from vedette_cli.text import safe
+from vedette_cli.text import safe, shorten
 
 Format = Literal["table", "json", "yaml"]
+
+GAP = "  "
+
+LEAST_WIDTH = 22
+"""Terminal cells below which a column is not narrowed for the sake of others."""
 
 CELL_LIMIT = 4096
 """Greatest number of terminal cells of one cell where nothing else bounds it."""
@@ -64,29 +68,37 @@ def is_terminal() -> bool:
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
     """Print ``rows`` with headings; every cell is made safe first."""
     cells = [[safe(value, limit=CELL_LIMIT) for value in row] for row in rows]
-    if is_terminal():
-        table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True, padding=(0, 2, 0, 0))
-        for column in columns:
-            table.add_column(
-                column.title,
-                justify="right" if column.right else "left",
-                no_wrap=True,
-                overflow="ellipsis",
-                min_width=max([len(column.title), *(cell_len(r[columns.index(column)]) for r in cells)])
-                if column.keep
-                else None,
-            )
-        for row in cells:
-            table.add_row(*(Text(cell, _style(c, cell)) for c, cell in zip(columns, row, strict=True)))
-        console().print(table)
-        return
-    widths = [max([len(c.title), *(cell_len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
-    for row in [[c.title for c in columns], *cells]:
-        padded = [
-            (" " * (w - cell_len(cell)) + cell) if c.right else (cell + " " * (w - cell_len(cell)))
-            for c, w, cell in zip(columns, widths, row, strict=True)
-        ]
-        click.echo("  ".join(padded).rstrip())
+    natural = [max([len(c.title), *(cell_len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
+    terminal = is_terminal()
+    widths = fit(columns, natural, console().width) if terminal else natural
+    for number, row in enumerate([[c.title for c in columns], *cells]):
+        line = Text()
+        for index, (column, width) in enumerate(zip(columns, widths, strict=True)):
+            cell = shorten(row[index], width)
+            style = "bold" if number == 0 else _style(column, row[index])
+            padding = " " * (width - cell_len(cell))
+            line.append(padding if column.right else "")
+            line.append(cell, style)
+            line.append("" if column.right else padding)
+            line.append(GAP if index < len(columns) - 1 else "")
+        line.rstrip()
+        if terminal:
+            console().print(line, no_wrap=True, overflow="ellipsis", crop=True)
+        else:
+            click.echo(line.plain)
+
+
+def fit(columns: Sequence[Column], natural: Sequence[int], width: int) -> list[int]:
+    """Return the columns' widths on a terminal of ``width``: the widest that may shrink shrink first; pure."""
+    widths = list(natural)
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    shrinkable = [i for i, column in enumerate(columns) if not column.keep]
+    for index in sorted(shrinkable, key=lambda i: -natural[i]):
+        if excess > 0:
+            taken = min(excess, max(widths[index] - LEAST_WIDTH, 0))
+            widths[index] -= taken
+            excess -= taken
+    return widths
 
 
 def _style(column: Column, cell: str) -> str:
