@@ -106,14 +106,14 @@ class AgentWorld:
             yield decode_event(records[at : at + size])
             at += size
 
-    def storm_numbers(self) -> Counter[int]:
-        """How often each numbered event of `agent_load storm` arrived."""
+    def storm_numbers(self, pid: int) -> Counter[int]:
+        """How often each numbered event of the `agent_load storm` with this process id arrived."""
         found: Counter[int] = Counter()
         for records in self.detector.records:
             at = 0
             while at < len(records):
                 size, code = struct.unpack_from("<IH", records, at)
-                if code == _CONNECT and records[at + 56 : at + 66] == b"agent_load":
+                if code == _CONNECT and struct.unpack_from("<I", records, at + 32) == (pid,):
                     # family, sock_type, protocol, lport, rport, fd, pad, laddr, raddr: see SOCK in the schema
                     (rport,) = struct.unpack_from("<H", records, at + HEADER_SIZE + 8)
                     raddr = records[at + HEADER_SIZE + 32 : at + HEADER_SIZE + 48]
