@@ -610,6 +610,19 @@ def _escapes() -> list[Behaviour]:
             where="host",
             executable="kernel",
         ),
+        Behaviour(
+            "ordinary-module-delete",
+            "removes a kernel module",
+            ("{bin}/kernel", "delete-module"),
+            privileged=True,
+            look_alike=KERNEL_MODULE,
+        ),
+        Behaviour(
+            "ordinary-module-file",
+            "handles module files without loading them",
+            sh("cp {bin}/example.ko {dir}/a.ko; cat {dir}/a.ko > /dev/null"),
+            look_alike=KERNEL_MODULE,
+        ),
         *(
             Behaviour(f"socket-{name}", f"connects to {path}", ("{bin}/kernel", "unix", path), (DOCKER_SOCKET,))
             for name, path in (

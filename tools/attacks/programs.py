@@ -1,4 +1,4 @@
-"""Builds ``programs/*.c`` statically, once, into a directory that is laid over the containers' root file system.
+"""Builds ``sources/*.c`` statically, once, into a directory that is laid over the containers' root file system.
 
 The programs become part of the image that way: running one is no finding by itself, only what it does is.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tools.containers.rootfs import locked
 
-SOURCES = Path(__file__).parent / "programs"
+SOURCES = Path(__file__).parent / "sources"
 _FLAGS = ("-O1", "-static", "-Wall", "-Wextra", "-Werror")
 
 DIRECTORY = "opt/attacks"

@@ -18,6 +18,7 @@ int main(int argc, char **argv) {
     if (!strcmp(what, "userfaultfd")) syscall(SYS_userfaultfd, argc > 2 ? atoi(a) : O_CLOEXEC);
     else if (!strcmp(what, "open")) { if (open(a, O_RDWR | O_CLOEXEC) < 0) perror(a); }
     else if (!strcmp(what, "init-module")) syscall(SYS_init_module, "not a module", 12UL, "quiet=1");
+    else if (!strcmp(what, "delete-module")) syscall(SYS_delete_module, "vedette_nothing", O_NONBLOCK);
     else if (!strcmp(what, "finit-module")) {
         int fd = open(a, O_RDONLY | O_CLOEXEC);
         syscall(SYS_finit_module, fd, "", 0);
