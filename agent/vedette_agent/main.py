@@ -11,6 +11,7 @@ SIGTERM      detach (unless told to keep), drain, mark the end, send for at most
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import importlib
 import os
 import signal
@@ -101,6 +102,8 @@ class Agent:
         prepare.raise_limits(options.nice)
         if options.object == bpf_build.OBJECT:
             bpf_build.ensure()
+        # The tree may lie where only root may look, below /root for one.
+        self._options = dataclasses.replace(options, object=prepare.in_memory(options.object))
 
     def _drop(self) -> None:
         left = privileges.drop(self._options.uid, self._options.uid)

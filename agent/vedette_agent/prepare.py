@@ -73,6 +73,25 @@ def mount_bpffs(path: Path, uid: int) -> None:
         raise PrepareError(f"cannot prepare {path}: {error.strerror}") from error
 
 
+def in_memory(path: Path) -> Path:
+    """Copy a file that root may read to where this process still can when it is no longer root.
+
+    Returns:
+        A path that holds for this process alone and for its whole life.
+
+    Raises:
+        PrepareError: it cannot be read.
+    """
+    try:
+        contents = path.read_bytes()
+        fd = os.memfd_create(path.name, os.MFD_CLOEXEC)
+        with os.fdopen(os.dup(fd), "wb") as copy:
+            copy.write(contents)
+    except OSError as error:
+        raise PrepareError(f"cannot read {path}: {error.strerror}") from error
+    return Path(f"/proc/self/fd/{fd}")
+
+
 def raise_limits(nice: int) -> None:
     """Lift the limit on locked memory, which kernels before 5.11 charge maps to, and take the scheduling priority."""
     with suppress(OSError, ValueError):
