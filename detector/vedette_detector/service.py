@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import importlib
 import logging
 import os
 import socket
@@ -23,6 +22,7 @@ from aiohttp import web
 from vedette_detector import filters, ingest, metrics
 from vedette_detector.auth import Authenticator, PeerCredentials, TokenFile
 from vedette_detector.config import Settings
+from vedette_detector.detectors import ALL_DETECTORS, Detector
 from vedette_detector.engine.context import EngineSettings
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.history import HistorySettings
@@ -46,27 +46,6 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_S = 10.0
 RETAIN_S = 3600.0
 SHOWN_NOTES = 50
-
-
-def load_threat_lists(folders: Sequence[Path]) -> ThreatLists:
-    """The lists of all folders as one."""
-    if len(folders) <= 1:
-        return ThreatLists.load(folders[0] if folders else None)
-    lists = ThreatLists()
-    lists.signature = tuple(entry for folder in folders for entry in signature(folder))
-    for path, _, _ in lists.signature:
-        lists._read(Path(path))
-    lists._finish()
-    return lists
-
-
-def load_detectors() -> list[Any]:
-    """The detectors in Python that ship with Vedette."""
-    try:
-        module = importlib.import_module("vedette_detector.detectors")
-    except ModuleNotFoundError:
-        return []
-    return list(module.ALL_DETECTORS)
 
 
 def rules_signature(folders: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
@@ -152,7 +131,7 @@ class Service:
         self.rates = Rates()
         self._rules_signature: tuple[tuple[str, int, int], ...] = ()
         self.ruleset = Ruleset()
-        self.detectors: list[Any] = []
+        self.detectors: list[Detector] = []
         self.threat_lists = ThreatLists()
         self._filters: dict[str, Any] = filters.derive(())
         self.reload_error: str | None = None
@@ -174,13 +153,13 @@ class Service:
         folders = self._rule_folders()
         self._rules_signature = rules_signature(folders)
         self.ruleset = load_rules(folders)
-        self.detectors = load_detectors() if self.settings.builtin_rules else []
+        self.detectors = list(ALL_DETECTORS) if self.settings.builtin_rules else []
         for error in self.ruleset.errors:
             log.error("rule not loaded: %s", error)
         self._filters = filters.derive([*self.ruleset.rules, *self.detectors])
 
     def _load_threats(self) -> None:
-        self.threat_lists = load_threat_lists(self.settings.threat_lists)
+        self.threat_lists = ThreatLists.load(*self.settings.threat_lists)
         for error in self.threat_lists.errors:
             log.error("threat list: %s", error)
 
@@ -190,8 +169,7 @@ class Service:
             await asyncio.to_thread(self._load_rules)
             await self.pool.replace_rules(self.ruleset, self.detectors)
             log.info("rules reloaded: %d, %d errors", len(self.ruleset.rules), len(self.ruleset.errors))
-        lists = tuple(entry for folder in self.settings.threat_lists for entry in signature(folder))
-        if lists != self.threat_lists.signature:
+        if signature(*self.settings.threat_lists) != self.threat_lists.signature:
             await asyncio.to_thread(self._load_threats)
             await self.pool.replace_threat_lists(self.threat_lists)
             log.info("threat lists reloaded: %d", len(self.threat_lists.lists))

@@ -106,7 +106,7 @@ class _Entries:
 
 
 class ThreatLists:
-    """All lists of a folder, ready for lookups. Picklable."""
+    """All lists of some folders, ready for lookups. Picklable."""
 
     def __init__(self) -> None:
         self.lists: list[ThreatList] = []
@@ -118,12 +118,10 @@ class ThreatLists:
         self._finish()
 
     @classmethod
-    def load(cls, folder: str | Path | None) -> ThreatLists:
-        """Load every list of a folder; None or a missing folder gives empty lists."""
+    def load(cls, *folders: str | Path) -> ThreatLists:
+        """Load every list of the folders; no folder, or a missing one, gives empty lists."""
         out = cls()
-        if folder is None:
-            return out
-        out.signature = signature(folder)
+        out.signature = signature(*folders)
         for path, _, _ in out.signature:
             out._read(Path(path))
         out._finish()
@@ -299,34 +297,19 @@ class ThreatLists:
         self._domain_hashes = np.unique(fnv1a(list(self._threats.domains)))
 
 
-def signature(folder: str | Path) -> tuple[tuple[str, int, int], ...]:
-    """(path, mtime in ns, size) of every list in a folder: changes when any list does."""
+def signature(*folders: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """(path, mtime in ns, size) of every list in the folders: changes when any list does."""
     out = []
-    root = Path(folder)
-    for path in sorted(root.rglob("*")) if root.is_dir() else []:
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
-            try:
-                stat = path.stat()
-            except OSError:
-                continue
-            if path.is_file():
-                out.append((str(path), stat.st_mtime_ns, stat.st_size))
+    for root in map(Path, folders):
+        for path in sorted(root.rglob("*")) if root.is_dir() else []:
+            if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
+                try:
+                    stat = path.stat()
+                except OSError:
+                    continue
+                if path.is_file():
+                    out.append((str(path), stat.st_mtime_ns, stat.st_size))
     return tuple(out)
-
-
-class ThreatListFolder:
-    """A folder of lists that is looked at again now and then."""
-
-    def __init__(self, folder: str | Path | None) -> None:
-        self.folder = folder
-        self.lists = ThreatLists.load(folder)
-
-    def reload(self) -> ThreatLists | None:
-        """Load again if any file came, went or changed; the new lists, or None where nothing did."""
-        if self.folder is None or signature(self.folder) == self.lists.signature:
-            return None
-        self.lists = ThreatLists.load(self.folder)
-        return self.lists
 
 
 def fnv1a(names: Sequence[bytes]) -> Array:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vedette_detector.engine.history import NodeHistory
 from vedette_detector.engine.prefilter import Prefilter
 from vedette_detector.engine.selector import Selector
-from vedette_detector.threat_lists import ThreatListFolder, ThreatLists, fnv1a
+from vedette_detector.threat_lists import ThreatLists, fnv1a, signature
 from vedette_events import _native
 from vedette_events.columns import split_batch
 from vedette_events.encode import encode_event, pack_address
@@ -72,23 +72,27 @@ def test_bad_lines_are_reported_with_file_and_line_and_the_rest_loads(tmp_path: 
     assert lists.lookup_domain("evil.example") is not None
 
 
-def test_a_folder_is_loaded_again_when_a_file_changes(tmp_path: Path) -> None:
+def test_the_signature_changes_with_every_file(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("198.51.100.7\n")
-    folder = ThreatListFolder(tmp_path)
-    assert folder.reload() is None
+    first = signature(tmp_path)
+    assert ThreatLists.load(tmp_path).signature == first
     file.write_text("198.51.100.8\n")
     os.utime(file, ns=(1, 1))
-    newer = folder.reload()
-    assert newer is not None
-    assert newer.lookup_ip("198.51.100.7") is None
-    assert newer.lookup_ip("198.51.100.8") is not None
-    assert folder.reload() is None
+    assert signature(tmp_path) not in (first, ())
     file.unlink()
-    gone = folder.reload()
-    assert gone is not None
-    assert gone.lists == []
-    assert ThreatListFolder(None).reload() is None
+    assert signature(tmp_path) == ()
+    assert ThreatLists.load(tmp_path).lists == []
+
+
+def test_several_folders_are_one(tmp_path: Path) -> None:
+    for name, entry in (("a", "198.51.100.7"), ("b", "evil.example")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "list.txt").write_text(entry + "\n")
+    lists = ThreatLists.load(tmp_path / "a", tmp_path / "b", tmp_path / "missing")
+    assert lists.lookup_ip("198.51.100.7") is not None
+    assert lists.lookup_domain("evil.example") is not None
+    assert len(lists.signature) == 2
 
 
 addresses = st.one_of(
