@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from vedette_detector.detectors.connections import IORING_OP_CONNECT
 from vedette_detector.detectors.detector import Detector
 from vedette_detector.engine.context import EngineContext
 from vedette_detector.engine.detection import Detection
@@ -39,6 +40,7 @@ class ListedAddress(Detector):
         Selector("connect", threat="ip"),
         # A server that its master calls: who accepts from a listed address talks to it all the same.
         Selector("accept", threat="ip"),
+        Selector("io_uring", (Mask("opcode", "eq", IORING_OP_CONNECT),), threat="ip"),
     )
     triage = (
         "See which program it is and who started it (lineage). Look for other connections of the process and of its "
@@ -100,6 +102,12 @@ class ListedAddress(Detector):
             "match": True,
             "threats": ["203.0.113.77"],
             "events": [{"event": "accept", "family": 2, "raddr": "203.0.113.77", "sock_type": 1}],
+        },
+        {
+            "name": "a connection by io_uring",
+            "match": True,
+            "threats": ["203.0.113.77"],
+            "events": [{"event": "io_uring", "opcode": 16, "family": 2, "raddr": "203.0.113.77", "rport": 443}],
         },
         {
             "name": "another address",

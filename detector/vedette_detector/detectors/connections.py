@@ -15,6 +15,8 @@ from vedette_detector.engine.segments import Array
 Direction = Literal["outbound", "inbound", "unknown"]
 
 _EINPROGRESS = -115
+IORING_OP_CONNECT = 16
+"""include/uapi/linux/io_uring.h"""
 _EPHEMERAL = 32768
 """Where Linux's ephemeral ports begin by default (net.ipv4.ip_local_port_range)."""
 _DNS = 53
@@ -49,11 +51,20 @@ def is_outbound_rows(rows: Array) -> Array:
     return np.asarray(_succeeded(rows) & _over_ip(rows) & ~lookup & (rows["rport"] != 0))
 
 
+def _dials_by_ring(rows: Array) -> Array:
+    """Connections submitted to io_uring, whose outcome is not known. ``rows``: io_uring events, shape (N,)."""
+    return np.asarray((rows["opcode"] == IORING_OP_CONNECT) & _over_ip(rows))
+
+
 def outbound(history: NodeHistory, process: Process, since: int | None = None, until: int | None = None) -> list[Event]:
     """Connections that a process opened, newest first."""
-    return history.events(
+    found = history.events(
         "connect", pid=process.pid, start=process.start, since=since, until=until, mask=is_outbound_rows, limit=20
     )
+    by_ring = history.events(
+        "io_uring", pid=process.pid, start=process.start, since=since, until=until, mask=_dials_by_ring, limit=20
+    )
+    return sorted([*found, *by_ring], key=lambda event: -event.time) if by_ring else found
 
 
 def accepted(history: NodeHistory, process: Process, since: int | None = None, until: int | None = None) -> list[Event]:
@@ -75,6 +86,9 @@ def of_socket(history: NodeHistory, event: Event, holders: Iterable[Process]) ->
     remote, port, ino = event.raddr_text, event.rport, event.sock_ino
     if ino:
         opened = history.events("connect", mask=lambda rows: (rows["sock_ino"] == ino) & _succeeded(rows), limit=1)
+        opened = opened or history.events(
+            "io_uring", mask=lambda rows: (rows["sock_ino"] == ino) & _dials_by_ring(rows), limit=1
+        )
         taken = history.events("accept", mask=lambda rows: rows["sock_ino"] == ino, limit=1)
         if opened and (not taken or opened[0].time > taken[0].time):
             return Connection("outbound", remote, port, opened[0])

@@ -82,6 +82,7 @@ class ProcMemoryWrite(Detector):
         Selector(
             "open", (Mask("oflags", "any_bits", 3),), (AnyLiteral(("path",), frozenset({b"/mem\0", b"\0mem\0"})),)
         ),
+        Selector("io_uring", (Mask("op_flags", "any_bits", 3),), (AnyLiteral(("path",), frozenset({b"/mem\0"})),)),
     )
     triage = _TRIAGE
     falsepositives = ("gdb 12 and later write breakpoints by /proc/PID/mem when a person attaches it.", "CRIU.")
@@ -95,6 +96,7 @@ class ProcMemoryWrite(Detector):
         found = self._PATH.match(path)
         if found is None:
             return
+        flags = event.op_flags if event.type == "io_uring" else event.oflags
         number = int(found.group(1))
         process = event.process
         if number in (process.ns_pid, event.tid if process.ns_pid == process.pid else -1):
@@ -112,7 +114,7 @@ class ProcMemoryWrite(Detector):
             severity=3.0 if debugger and not in_container(event, history) else None,
             description=f"{process.name} opened the memory of {_words(target, number)} for writing: {safe_text(path)}.",
             key=(process.name, target.name if target is not None else ""),
-            context=_target_context(target, history) | {"flags": ["O_RDWR" if event.oflags & 2 else "O_WRONLY"]},
+            context=_target_context(target, history) | {"flags": ["O_RDWR" if flags & 2 else "O_WRONLY"]},
             notes=["An installed debugger did it: see who runs it."] if debugger else [],
         )
 
@@ -138,6 +140,14 @@ class ProcMemoryWrite(Detector):
             "name": "relative to a directory, failed",
             "match": True,
             "events": [{"event": "open", "path": "mem", "dir": "/proc/2000", "oflags": 1, "result": -13}],
+        },
+        {
+            "name": "by io_uring",
+            "match": True,
+            "events": [
+                {"event": "exec", "path": "/usr/bin/x", "argv": ["x"], "ns_pid": 7, "container": True},
+                {"event": "io_uring", "opcode": 18, "op_flags": 1, "path": "/proc/9/mem", "container": True},
+            ],
         },
         {
             "name": "its own memory",

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from vedette_detector.detectors.connections import Connection, accepted, of_socket, outbound
+from vedette_detector.detectors.connections import IORING_OP_CONNECT, Connection, accepted, of_socket, outbound
 from vedette_detector.detectors.detector import Detector
 from vedette_detector.detectors.processes import (
     SHELLS,
@@ -233,6 +233,7 @@ class ReverseShell(Detector):
             Selector("exec", (self._stdout,)),
             Selector("open", (self._fifos, Mask("file_bits", "any_bits", FileBits.FIFO))),
             Selector("connect", (self._pids, Mask("family", "in_", (2, 10)))),
+            Selector("io_uring", (self._pids, Mask("opcode", "eq", IORING_OP_CONNECT))),
         )
 
     # -- asked -----------------------------------------------------------------------------------------------------
@@ -578,7 +579,7 @@ class ReverseShell(Detector):
         for key, pending in list(self._pending.items()):
             if pending.event.history is not history or pending.event is event:
                 continue
-            if event.type == "connect":
+            if event.type in ("connect", "io_uring"):
                 concerned = event.pid in pending.pids
             elif event.type == "open":
                 concerned = event.ino in pending.inodes
