@@ -358,6 +358,7 @@ def _ordinary_shells() -> list[Behaviour]:
             ),
             listener="hold",
         ),
+        one("exec-shell", "a shell by exec into the container, as kubectl exec starts it", ("/bin/sh",)),
         one("kubectl-exec-pipes", "exec with pipes into a container", ("/bin/sh", "-c", "cat | sh")),
         one(
             "python-server-and-client",

@@ -69,6 +69,32 @@ def events(draw: st.DrawFn) -> dict[str, Any]:
     return values
 
 
+POSITIVE = [test for detector in ALL_DETECTORS for test in detector.tests if test["match"]]
+TAILS = ("path", "filename", "cwd", "dir", "name", "source", "target", "fstype", "params", "new_path", "comm")
+
+
+@st.composite
+def disguised(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """What a detector finds, with hostile bytes in names, paths and arguments, and a number changed here and there."""
+    out = []
+    for given_event in draw(st.sampled_from(POSITIVE))["events"]:
+        event = dict(given_event)
+        if event["event"] == "exec":
+            event["argv"] = [*event.get("argv", ()), draw(text).replace(b"\0", b"")]
+            event["cwd"] = draw(text)
+        event["comm"] = draw(text)[:15]
+        for tail in TAILS:
+            value = event.get(tail)
+            if isinstance(value, str) and draw(st.integers(0, 3)) == 0:
+                event[tail] = draw(pieces)[:8] + value.encode()
+            elif isinstance(value, str) and draw(st.integers(0, 3)) == 0:
+                event[tail] = value.encode() + b"/" + draw(pieces)[:8]
+        if draw(st.integers(0, 5)) == 0:
+            event["result"] = draw(st.sampled_from([0, 3, -1, -26, -115]))
+        out.append(event)
+    return out
+
+
 @cache
 def rules() -> Ruleset:
     return load_rules([rules_directory()])
@@ -98,7 +124,7 @@ def shown(detection: Detection) -> dict[str, Any]:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.lists(events(), min_size=1, max_size=12))
+@given(st.one_of(st.lists(events(), min_size=1, max_size=12), disguised()))
 def test_no_detector_fails_and_everything_shown_is_safe(given_events: list[dict[str, Any]]) -> None:
     engine = Engine(
         rules(), ThreatLists.of(["203.0.113.77", "vedette.example"]), detectors=[type(d)() for d in ALL_DETECTORS]
