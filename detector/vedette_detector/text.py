@@ -7,7 +7,6 @@ is readable and spells out the rest: control characters, invalid UTF-8, and the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,23 +15,25 @@ import re2  # type: ignore[import-untyped]
 LIMIT = 4096
 """Characters kept of one text."""
 
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
-    "\U000e0000-\U000e007f]"
-)
 
-
-def _spell(match: re.Match[str]) -> str:
-    code = ord(match.group())
+def spell(character: str) -> str:
+    """How an unprintable character is written."""
+    code = ord(character)
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def safe_text(value: bytes | str, limit: int = LIMIT) -> str:
-    """Readable form of ``value``, at most ``limit`` characters before the mark that says how many are missing."""
+    r"""Readable form of ``value``, at most ``limit`` characters before the mark that says how many are missing.
+
+    `str.isprintable` is false for controls (C0, C1, DEL), format characters (bidirectional marks, zero-width ones),
+    surrogates, line separators and unassigned code points: these are spelled out, and so are bytes that are not UTF-8.
+    A backslash stays as it is, so the text is for reading; the exact bytes stay in the journal.
+    """
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-    text = _UNSAFE.sub(_spell, text)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else spell(c) for c in text)
     if len(text) > limit:
         return f"{text[:limit]}…[+{len(text) - limit}]"
     return text

@@ -12,7 +12,7 @@ from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory
 from vedette_detector.engine.selector import Mask, Selector
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 from vedette_detector.threat_lists import ThreatMatch
 
 _FAMILIES = {2: "IPv4", 10: "IPv6"}

@@ -19,7 +19,7 @@ from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory
 from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 from vedette_events.schema import ExecBits, FileBits
 
 _SHM = (b"/dev/shm/", b"/run/shm/")

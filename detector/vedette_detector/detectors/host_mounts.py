@@ -13,7 +13,7 @@ from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event, flag_names
 from vedette_detector.engine.history import NodeHistory
 from vedette_detector.engine.selector import Mask, Selector
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 from vedette_events.schema import MountOp
 
 _MS_REMOUNT, _MS_BIND, _MS_MOVE, _MS_PROPAGATION = 32, 4096, 8192, 0b1111 << 17

@@ -13,7 +13,7 @@ from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory
 from vedette_detector.engine.selector import Mask, Selector
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 from vedette_events.schema import Common, ModuleOp
 
 _MODULE_DIRECTORIES = (b"/lib/modules/", b"/usr/lib/modules/", b"/run/booted-system/", b"/nix/store/")

@@ -25,7 +25,7 @@ from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory
 from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 from vedette_events.schema import FileBits
 
 _NOT_HERE = FileBits.UNLINKED | FileBits.MEMFD  # FilelessExecution's

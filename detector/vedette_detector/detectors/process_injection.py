@@ -18,7 +18,7 @@ from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory, Process
 from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 
 # include/uapi/linux/ptrace.h, arch/x86/include/uapi/asm/ptrace-abi.h
 _TRACEME, _ATTACH, _SEIZE = 0, 16, 0x4206

@@ -43,7 +43,7 @@ from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory, Process
 from vedette_detector.engine.segments import Array
 from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 from vedette_events.schema import FileBits, StdioKind
 
 _PIPES = (StdioKind.PIPE, StdioKind.FIFO)

@@ -9,7 +9,7 @@ from vedette_detector.engine.detection import ContainerRef, Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import HistorySettings, NodeHistory, Process
 from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 
 __all__ = [
     "AnyLiteral",

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 
 from vedette_detector.engine.detection import ContainerRef
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 
 INITIAL_PID_NS = 0xEFFFFFFC
 """Inode of the initial pid namespace (PROC_PID_INIT_INO in include/linux/proc_ns.h), the same on every kernel."""

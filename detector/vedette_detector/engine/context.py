@@ -10,7 +10,7 @@ from typing import Any
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import AF_INET, AF_INET6, Event, address_text
 from vedette_detector.engine.history import HistorySettings, NodeHistory, Process
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 from vedette_detector.threat_lists import ThreatLists
 
 _PROTOCOLS = {6: "TCP", 17: "UDP", 1: "ICMP", 58: "ICMPV6", 132: "SCTP"}

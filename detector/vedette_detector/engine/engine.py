@@ -16,7 +16,7 @@ from vedette_detector.engine.history import NodeHistory
 from vedette_detector.engine.prefilter import Prefilter
 from vedette_detector.engine.segments import Segment
 from vedette_detector.engine.selector import Selector
-from vedette_detector.engine.text import safe_text
+from vedette_detector.text import safe_text
 from vedette_detector.threat_lists import ThreatLists
 from vedette_events.columns import split_batch
 from vedette_events.framing import BatchHeader, decode_batch

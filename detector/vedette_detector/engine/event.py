@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vedette_detector.engine.detection import ContainerRef
-from vedette_detector.engine.text import join_path, safe_text, split_args
+from vedette_detector.engine.text import join_path, split_args
+from vedette_detector.text import safe_text
 from vedette_events import schema
 from vedette_events.dtypes import dtype
 

@@ -24,7 +24,8 @@ from vedette_detector.engine.detection import ContainerRef
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.process_table import ProcessTable, Row
 from vedette_detector.engine.segments import Array, Segment, SegmentStore
-from vedette_detector.engine.text import join_path, safe_text
+from vedette_detector.engine.text import join_path
+from vedette_detector.text import safe_text
 from vedette_events.columns import EventBatch
 
 PROCESS_TYPES = ("exec", "fork", "exit")

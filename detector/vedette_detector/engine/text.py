@@ -1,37 +1,6 @@
-r"""Turning bytes that an attacker chose into text that is safe to show, and joining paths without a file system.
-
-Everything that leaves the engine as text went through `safe_text`: no control character, no terminal escape, no
-invalid UTF-8, no bidirectional override survives; each is written as ``\xNN`` or ``\uNNNN``. A backslash stays as
-it is, so the text is for reading; the exact bytes stay in the raw event store.
-"""
+"""Argument vectors and paths as bytes: splitting, joining and normalising without a file system."""
 
 from __future__ import annotations
-
-import re
-import unicodedata
-
-_PLAIN = re.compile(rb"[ -~]*\Z")
-_UNSAFE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-
-
-def safe_text(raw: bytes) -> str:
-    r"""Decode ``raw`` for people: printable as it is, everything else escaped.
-
-    Control and format characters (terminal escapes, newlines, bidirectional overrides) become ``\xNN`` or
-    ``\uNNNN``, bytes that are not UTF-8 become ``\xNN``.
-    """
-    if _PLAIN.match(raw):
-        return raw.decode("ascii")
-    out = []
-    for char in raw.decode("utf-8", "surrogateescape"):
-        code = ord(char)
-        if 0xDC80 <= code <= 0xDCFF:
-            out.append(f"\\x{code - 0xDC00:02x}")
-        elif unicodedata.category(char) in _UNSAFE_CATEGORIES:
-            out.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
-        else:
-            out.append(char)
-    return "".join(out)
 
 
 def split_args(raw: bytes) -> list[bytes]:

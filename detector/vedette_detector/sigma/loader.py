@@ -22,10 +22,10 @@ from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory
 from vedette_detector.engine.selector import Selector
-from vedette_detector.engine.text import safe_text
 from vedette_detector.sigma.compile import CompileError, check_key, compile_condition, expensive_events, selectors_of
 from vedette_detector.sigma.condition import AnyOf, Node
 from vedette_detector.sigma.fields import Category, categories
+from vedette_detector.text import safe_text
 from vedette_events import schema
 
 SEVERITIES: dict[str, float] = {"informational": 1.0, "low": 2.0, "medium": 5.0, "high": 8.0, "critical": 9.0}

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vedette_detector.engine.text import join_path, normalise, safe_text, split_args
+from vedette_detector.engine.text import join_path, normalise, split_args
+from vedette_detector.text import safe_text
 
 
 @pytest.mark.parametrize(
