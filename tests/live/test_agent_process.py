@@ -281,7 +281,9 @@ def test_an_executable_is_hashed_once(world: AgentWorld, tmp_path: Path) -> None
 
 def test_it_starts_as_an_ordinary_user_with_capabilities(world: AgentWorld) -> None:
     """As in a container: nothing is prepared by root but the directories and the bpffs."""
-
+    tree = Path(__file__).resolve()
+    if not all(parent.stat().st_mode & 0o001 for parent in tree.parents):
+        pytest.skip("place: an ordinary user cannot read the tree here")
     world.spool.mkdir(mode=0o700)
     os.chown(world.spool, 65534, 65534)
     world.pins.mkdir()
