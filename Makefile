@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup bpf lint format test unit live demo bench clean
+.PHONY: help setup bpf lint format test unit live kernels demo bench clean
 
 PYTHON := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE ?=
@@ -39,6 +39,9 @@ live: setup ## Run the tests that load real BPF programs into this kernel (root)
 	else \
 	  $(PYTHON) -m pytest tests/live; \
 	fi
+
+kernels: setup ## Load the programs into other kernels, 5.10 to the newest, in virtual machines (qemu, mmdebstrap)
+	$(PYTHON) -m pytest tests/kernel $(ARGS)
 
 demo: setup ## Attack this machine harmlessly, a dozen ways, and watch the findings arrive (root)
 	@$(PYTHON) tools/demo/demo.py $(ARGS)
