@@ -254,6 +254,10 @@ class Intake:
             while size < GROUP_BYTES and not self._queue.empty():
                 group.append(self._queue.get_nowait())
                 size += len(group[-1].data)
+            self._let_go([w for w in group if w.done.done()])
+            group = [w for w in group if not w.done.done()]
+            if not group:
+                continue
             began = time.perf_counter()
             try:
                 await self._process(group)
@@ -263,12 +267,40 @@ class Intake:
                 self._fail(group, failure)
             finally:
                 for waiting in group:
-                    self._pending.pop(batch_key(waiting.header), None)
-                    self.waiting_bytes -= len(waiting.data)
                     if not waiting.done.done():
                         waiting.done.set_exception(DetectorError("the detector was stopped", reason="Stopping"))
+                self._let_go(group)
+                self._fail_followers(group)
             self.statistics.groups += 1
             self.statistics.group_seconds += time.perf_counter() - began
+
+    def _let_go(self, group: Sequence[_Waiting]) -> None:
+        """Forget batches that are answered."""
+        for waiting in group:
+            key = batch_key(waiting.header)
+            if self._pending.get(key) is waiting:
+                del self._pending[key]
+            self.waiting_bytes -= len(waiting.data)
+
+    def _fail_followers(self, group: Sequence[_Waiting]) -> None:
+        """Answer what waits behind a batch that has to come again as that batch was answered.
+
+        Applied, a later batch of the session would take the number of the one before: sent again, that would be
+        taken for one that was applied, and its events would be lost. The agent sends all of them again in order.
+        """
+        failed: dict[SessionKey, BaseException] = {}
+        for waiting in group:
+            error = waiting.done.exception()
+            if error is not None and not isinstance(error, RejectedBatchError):
+                failed.setdefault(session_key(waiting.header), error)
+        if not failed:
+            return
+        for waiting in list(self._pending.values()):
+            error = failed.get(session_key(waiting.header))
+            if error is not None:
+                waiting.done.set_exception(error)
+                # Its place in the queue is skipped; the same batch may be waiting again by then.
+                del self._pending[batch_key(waiting.header)]
 
     def _fail(self, group: Sequence[_Waiting], error: DetectorError) -> None:
         self.last_error = error

@@ -243,6 +243,29 @@ async def test_a_locked_database_loses_nothing(settings: Settings) -> None:
         assert service.intake.statistics.engine_seconds > engine_seconds
 
 
+async def test_what_waits_behind_a_batch_that_fails_does_not_take_its_number(settings: Settings) -> None:
+    async with running(replace(settings, store_timeout_s=1.0)) as (service, client):
+        assert (await client.post(batch(1)))[0] == 200
+        blocker = sqlite3.connect(settings.data_dir / "findings.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        first = asyncio.create_task(client.post(batch(2)))
+        await eventually(lambda: service.intake.waiting_bytes, "2 waits for the database")
+        size = service.intake.waiting_bytes
+        # As after a timeout: the agent sends again what it has no answer for, and what has come to it since.
+        second = asyncio.create_task(client.post(batch(2), batch(3)))
+        await eventually(lambda: service.intake.waiting_bytes > size, "3 waits behind 2")
+        assert (await first)[0] == 503
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        status, document = await second
+        assert (status, document["reason"]) == (503, "StoreBusy")
+        status, document = await client.post(batch(2), batch(3))
+        assert (status, acknowledged(document)) == (200, [2, 3])
+        assert [f.count for f in service.store.list()] == [3]
+        assert [(a.batches, a.missing_batches) for a in service.store.accounts()] == [(3, 0)]
+        assert service.intake.waiting_bytes == 0
+
+
 async def test_a_full_disk_refuses_and_recovers(settings: Settings, small_disk: Path) -> None:
     settings = replace(settings, data_dir=small_disk / "data")
     filler = small_disk / "filler"
