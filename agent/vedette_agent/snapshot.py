@@ -159,6 +159,14 @@ def parse_inet(content: bytes, family: int, sock_type: int, protocol: int) -> It
         yield int(values[9]), SocketEntry(family, sock_type, protocol, lport, rport, laddr, raddr, listening)
 
 
+def parse_unix(content: bytes) -> Iterator[tuple[int, SocketEntry]]:
+    """Inode and socket of each line of /proc/net/unix; what a name with newlines makes of lines is passed over."""
+    for line in content.splitlines()[1:]:
+        values = line.split(None, 7)
+        with contextlib.suppress(ValueError, IndexError):
+            yield int(values[6]), SocketEntry(1, int(values[4], 16), 0, 0, 0, bytes(16), bytes(16), False)
+
+
 def _inet_address(text: bytes) -> tuple[bytes, int]:
     address, _, port = text.partition(b":")
     # Words of 32 bits, each printed in host byte order (Documentation/networking/proc_net_tcp.rst).
@@ -365,10 +373,10 @@ class _Reader:
             for table, family, sock_type, protocol in tables:
                 with contextlib.suppress(OSError, ValueError):
                     sockets.update(parse_inet(_read(base + b"net/" + table.encode()), family, sock_type, protocol))
-            with contextlib.suppress(OSError, ValueError):
-                for line in _read(base + b"net/unix").splitlines()[1:]:
-                    words = line.split()
-                    sockets[int(words[6])] = SocketEntry(1, int(words[4], 16), 0, 0, 0, bytes(16), bytes(16), False)
+            with contextlib.suppress(OSError):
+                # The names in this table may hold newlines and so forge lines; a socket of the others stays what it is.
+                for inode, entry in parse_unix(_read(base + b"net/unix")):
+                    sockets.setdefault(inode, entry)
         return sockets
 
     def _listeners(self) -> Iterator[bytes]:

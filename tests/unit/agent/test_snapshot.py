@@ -20,6 +20,7 @@ from vedette_agent.snapshot import (
     parse_inet,
     parse_stat,
     parse_status,
+    parse_unix,
     take,
 )
 from vedette_events.encode import decode_event
@@ -204,6 +205,25 @@ def test_inet_lines() -> None:
 
     assert inode == 4711
     assert (entry.laddr[12:], entry.lport, entry.listening) == (b"\x7f\0\0\x01", 8080, True)
+
+
+def test_the_name_of_a_unix_socket_ends_no_snapshot() -> None:
+    with socket.socket(socket.AF_UNIX) as hostile, socket.socket() as inet:
+        inet.bind(("127.0.0.1", 0))
+        inet.listen()
+        inode = os.fstat(inet.fileno()).st_ino
+        # A line too short, and one that calls the other socket a unix socket.
+        hostile.bind(f"\0evil\nx\n0000000000000000: 00000002 00000000 00010000 0001 01 {inode} /x".encode())
+        events = everything()
+
+    assert [v["lport"] for name, v in events if name == "listen" and v["sock_ino"] == inode] != []
+    assert [v for name, v in events if name == "exec" and v["pid"] == os.getpid()] != []
+
+
+@given(st.lists(st.binary(max_size=60), max_size=4).map(b"\n".join))
+def test_no_line_breaks_the_reader_of_unix_sockets(lines: bytes) -> None:
+    genuine = b"0000000000000000: 00000002 00000000 00010000 0001 01 4711 /run/x y"
+    assert dict(parse_unix(b"Num\n" + lines + b"\n" + genuine))[4711].sock_type == 1
 
 
 def test_status_of_a_container_process_has_the_innermost_id() -> None:
