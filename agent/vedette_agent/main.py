@@ -34,7 +34,6 @@ from vedette_events.framing import BatchFlags
 
 FINAL_SEND_S = 2.0
 FINAL_DRAIN_S = 2.0
-SNAPSHOT_TIMEOUT_S = 60.0
 _SPOOL_WAIT_S = 5.0
 
 

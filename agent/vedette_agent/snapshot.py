@@ -21,6 +21,7 @@ import ctypes
 import os
 import re
 import select
+import signal
 import stat
 import struct
 import time
@@ -35,6 +36,10 @@ from vedette_events.schema import Common, ExecBits, FileBits, StdioKind
 
 BLOCK_BYTES = 256 << 10
 """Records are handed over in blocks of about this size; each becomes one batch."""
+
+TIMEOUT_S = 60.0
+"""Time for the whole snapshot. Reading /proc can wait for ever: for the file system that a program was started from,
+and for whoever serves the pages of a process's arguments (userfaultfd, FUSE)."""
 
 ARGV_BYTES = 4096
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -213,7 +218,7 @@ class _Reader:
         for name in os.listdir(b"/proc"):
             if not name.isdigit():
                 continue
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, LookupError):
                 entry = self._exactly(parse_stat(_read(b"/proc/" + name + b"/stat")))
                 self._starts[entry.pid] = entry.start
                 if not entry.kernel_thread and entry.pid not in self._skip:
@@ -221,7 +226,7 @@ class _Reader:
         named: set[bytes] = set()
         for entry in sorted(entries, key=lambda e: (e.start, e.pid)):
             # A process may end at any moment, and then any file of it fails.
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, LookupError):
                 cgroup_path = parse_cgroup_path(_read(b"/proc/%d/cgroup" % entry.pid), self._cgroups.hierarchy)
                 record = self._exec(entry, self._cgroups.id_of(cgroup_path))
                 if cgroup_path and cgroup_path not in named:
@@ -454,6 +459,7 @@ class Snapshotter:
         self._blocks: list[tuple[int, bytes]] = []
         self.finished = False
         self.failed = False
+        self._deadline = float("inf")
         parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
@@ -471,6 +477,7 @@ class Snapshotter:
 
     def start(self, hierarchy: int | None, starts: bytes = b"") -> None:
         """Take the snapshot now; ``starts`` is what `start_times.read` has returned."""
+        self._deadline = time.monotonic() + TIMEOUT_S
         data = memoryview(bytes([hierarchy or 0]) + starts)
         with contextlib.suppress(BrokenPipeError):
             while data:
@@ -484,6 +491,8 @@ class Snapshotter:
             try:
                 data = os.read(self._pipe, 1 << 18)
             except BlockingIOError:
+                if time.monotonic() > self._deadline:
+                    self._end(kill=True)
                 break
             if not data:
                 self._end()
@@ -508,14 +517,28 @@ class Snapshotter:
             os.close(self._go)
             self._go = -1
         if not self.finished:
-            self._end()
+            self._end(kill=True)
 
-    def _end(self) -> None:
+    def _end(self, *, kill: bool = False) -> None:
         os.close(self._pipe)
-        _, status = os.waitpid(self._pid, 0)
-        self.failed = status != 0
+        if kill:
+            with contextlib.suppress(OSError):
+                os.kill(self._pid, signal.SIGKILL)
+        # Not waited for without end: a process that waits for a file system may not even be killed.
+        self.failed = self._reap(0.5) != 0
         self.finished = True
         self._buffer = bytearray()
+
+    def _reap(self, timeout_s: float) -> int | None:
+        """The child's status; None when it has not ended in time."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                return status
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.002)
 
 
 def _child(go: int, out: int, uid: int, gid: int, parent: int) -> None:

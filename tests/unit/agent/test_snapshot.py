@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vedette_agent import snapshot
 from vedette_agent.snapshot import (
     Cgroups,
+    Snapshotter,
     parse_cgroup_mounts,
     parse_cgroup_path,
     parse_inet,
@@ -224,6 +227,22 @@ def test_the_name_of_a_unix_socket_ends_no_snapshot() -> None:
 def test_no_line_breaks_the_reader_of_unix_sockets(lines: bytes) -> None:
     genuine = b"0000000000000000: 00000002 00000000 00010000 0001 01 4711 /run/x y"
     assert dict(parse_unix(b"Num\n" + lines + b"\n" + genuine))[4711].sock_type == 1
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_snapshot_that_waits_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch, cancelled: bool) -> None:
+    monkeypatch.setattr(snapshot, "TIMEOUT_S", 0.0)
+    snapshotter = Snapshotter(os.getuid() or 65534, os.getgid() or 65534)
+    os.kill(snapshotter._pid, signal.SIGSTOP)
+    snapshotter.start(None)
+    if cancelled:
+        snapshotter.cancel()
+    while not snapshotter.finished:
+        assert snapshotter.poll() == []
+
+    assert snapshotter.failed
+    with pytest.raises(ChildProcessError):
+        os.waitpid(snapshotter._pid, 0)
 
 
 def test_status_of_a_container_process_has_the_innermost_id() -> None:
