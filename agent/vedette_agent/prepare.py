@@ -32,20 +32,27 @@ def is_bpffs(path: Path) -> bool:
 
 
 def own_directory(path: Path, uid: int) -> None:
-    """Make ``path`` (mode 0700) and give it, with the plain files in it, to ``uid``.
+    """Make ``path`` (mode 0700) and give it to ``uid``, with the files of whoever had it before.
 
     Raises:
-        PrepareError: it cannot be made or given away, or is no directory.
+        PrepareError: it cannot be made or given away, is no directory, or others may write to it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # By descriptor and without following links: whoever owned the directory before must not steer the chown.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.fchown(fd, uid, uid)
+            before = os.fstat(fd)
+            if before.st_uid != uid and before.st_mode & 0o022:
+                raise PrepareError(f"cannot prepare {path}: others than its owner may write to it")
+            # Root's alone for as long as its names are looked at, so that none can be exchanged in between. A name
+            # may be a hard link to a file of somebody else, so only the owner's own files go with the directory.
+            os.fchown(fd, 0, 0)
             os.fchmod(fd, 0o700)
-            for name in os.listdir(fd):
-                os.chown(name, uid, uid, dir_fd=fd, follow_symlinks=False)
+            for name in os.listdir(fd) if before.st_uid != uid else ():
+                if os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid == before.st_uid:
+                    os.chown(name, uid, uid, dir_fd=fd, follow_symlinks=False)
+            os.fchown(fd, uid, uid)
         finally:
             os.close(fd)
     except OSError as error:
@@ -64,10 +71,11 @@ def mount_bpffs(path: Path, uid: int) -> None:
             libc = ctypes.CDLL(None, use_errno=True)
             if libc.mount(b"bpf", os.fsencode(path), b"bpf", ctypes.c_ulong(2 | 4 | 8), b"mode=0700") != 0:
                 raise PrepareError(f"cannot mount a bpffs on {path}: {os.strerror(ctypes.get_errno())}")
-        for directory, _, files in os.walk(path):
-            os.chown(directory, uid, uid)
+        # By descriptor: the owner of what was pinned before could put a link in the place of a directory meanwhile.
+        for _, _, files, fd in os.fwalk(path):
+            os.fchown(fd, uid, uid)
             for name in files:
-                os.chown(os.path.join(directory, name), uid, uid, follow_symlinks=False)
+                os.chown(name, uid, uid, dir_fd=fd, follow_symlinks=False)
         os.chmod(path, 0o700)
     except OSError as error:
         raise PrepareError(f"cannot prepare {path}: {error.strerror}") from error
