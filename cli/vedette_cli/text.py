@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from rich.cells import cell_len, chop_cells
 
+from vedette_detector.text import spell
+
 ELLIPSIS = "…"
 
 
@@ -17,11 +19,9 @@ def _escape(character: str) -> str:
     named = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\x1b": "\\e"}.get(character)
     if named is not None:
         return named
-    if code <= 0xFF:
-        return f"\\x{code:02x}"
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, decoded with surrogateescape
         return f"\\x{code - 0xDC00:02x}"
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+    return spell(character)
 
 
 def safe(text: object, *, limit: int | None = None, keep_newlines: bool = False) -> str:
