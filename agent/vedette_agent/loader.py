@@ -462,13 +462,16 @@ def _open_generation(directory: Path) -> tuple[dict[str, Any], dict[str, int]]:
 # ---- loading ----
 
 
-def load(object_path: Path | str, pin_dir: Path | str | None, config: Config | None = None) -> Programs:
+def load(
+    object_path: Path | str, pin_dir: Path | str | None, config: Config | None = None, *, base: Path | None = None
+) -> Programs:
     """Load and attach the programs, or find them running already.
 
     Args:
         object_path: ``vedette.bpf.o``.
         pin_dir: directory on a bpffs (made when missing), or None: the programs end with `Programs.close`.
         config: see `Config`.
+        base: the variant for older kernels; by default the file beside the object.
 
     Raises:
         LoaderError: see there; the message holds the end of the verifier's log.
@@ -491,7 +494,7 @@ def load(object_path: Path | str, pin_dir: Path | str | None, config: Config | N
         current, stale = _find_pinned(directory, identity)
     try:
         if current is None:
-            current = _load_anew(Path(object_path), directory, config, identity)
+            current = _load_anew(Path(object_path), base or base_of(Path(object_path)), directory, config, identity)
     except BaseException:
         for generation in stale:
             generation.close()
@@ -612,13 +615,12 @@ def _load_object(path: Path, config: Config, left_out: dict[str, tuple[HookStatu
                     left_out.pop(other.name, None)
 
 
-def _load_either(path: Path, config: Config, left_out: dict[str, tuple[HookStatus, str]]) -> _Loaded:
-    """The object, or where the kernel is too old for it, its base variant beside it (`bpf_build.base_of`)."""
+def _load_either(path: Path, base: Path, config: Config, left_out: dict[str, tuple[HookStatus, str]]) -> _Loaded:
+    """The object, or where the kernel is too old for it, its base variant (`bpf_build.base_of`)."""
     before = dict(left_out)
     try:
         return _load_object(path, config, left_out)
     except LoaderError as error:
-        base = base_of(path)
         if error.reason != "LoadRefused" or not base.exists():
             raise
         left_out.clear()
@@ -629,7 +631,7 @@ def _load_either(path: Path, config: Config, left_out: dict[str, tuple[HookStatu
             raise error from None
 
 
-def _load_anew(path: Path, pin_dir: Path | None, config: Config, identity: str) -> Programs:
+def _load_anew(path: Path, base: Path, pin_dir: Path | None, config: Config, identity: str) -> Programs:
     bpf = _bpf()
     if config.ring_bytes < 4096 or config.ring_bytes & (config.ring_bytes - 1):
         raise LoaderError("BadConfig", f"ring_bytes must be a power of two of at least 4096, not {config.ring_bytes}")
@@ -647,7 +649,7 @@ def _load_anew(path: Path, pin_dir: Path | None, config: Config, identity: str) 
     for program in PROGRAMS:
         if program.instead_of and program.instead_of not in left_out:
             left_out[program.name] = ("missing", _NOT_NEEDED)
-    loaded = _load_either(path, config, left_out)
+    loaded = _load_either(path, base, config, left_out)
     links: dict[str, int] = {}
     maps: dict[str, int] = {}
     directory: Path | None = None

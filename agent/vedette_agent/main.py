@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vedette_agent import __version__, bpf_build, filters, host, loader, prepare, privileges, settings, start_times
@@ -47,6 +48,7 @@ class Agent:
         self._stopping = False
         self._started_ns = time.time_ns()
         self._boot_id = host.boot_id()
+        self._base: Path | None = None
         self._ec2: host.Ec2Identity | None = None
         self._host = host.describe()
 
@@ -102,6 +104,8 @@ class Agent:
         if options.object == bpf_build.OBJECT:
             bpf_build.ensure()
         # The tree may lie where only root may look, below /root for one.
+        base = bpf_build.base_of(options.object)
+        self._base = prepare.in_memory(base) if base.exists() else None
         self._options = dataclasses.replace(options, object=prepare.in_memory(options.object))
 
     def _drop(self) -> None:
@@ -129,7 +133,7 @@ class Agent:
         pin_dir = options.pin_dir
         if pin_dir is not None and not prepare.is_bpffs(pin_dir):
             pin_dir = None
-        self._programs = loader.load(options.object, pin_dir, self._config())
+        self._programs = loader.load(options.object, pin_dir, self._config(), base=self._base)
         self._ring = Ring(self._programs.ring_fd, self._programs.ring_size)
         known = self._spool.position(self._boot_id, self._programs.session) is not None
         if self._programs.reused and not known and self._ring.consumer > 0:
@@ -139,7 +143,7 @@ class Agent:
             self._ring.close()
             self._programs.detach(unpin=True)
             self._programs.close()
-            self._programs = loader.load(options.object, pin_dir, self._config())
+            self._programs = loader.load(options.object, pin_dir, self._config(), base=self._base)
             self._ring = Ring(self._programs.ring_fd, self._programs.ring_size)
         for generation in self._programs.stale:
             self._finish_generation(generation)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from agent_process import AgentWorld, compile_load
 
+from vedette_agent import bpf_build
 from vedette_agent.privileges import KEPT
 from vedette_events.framing import BatchFlags, BatchHeader
 
@@ -299,6 +300,14 @@ def test_it_starts_as_an_ordinary_user_with_capabilities(world: AgentWorld) -> N
     assert argvs.count(b"/bin/echo\0ordinary\0") == 1
     assert len({b.session for b in world.detector.batches}) == 1
     assert world.detector.batches[-1].counters.emitted == from_ring(world.detector.batches)
+
+
+def test_started_by_root_it_still_has_the_programs_for_older_kernels(world: AgentWorld, tmp_path: Path) -> None:
+    target = bpf_build.build(tmp_path / "vedette.bpf.o", defines=("VEDETTE_TEST_REFUSED_DISPATCH",))
+    bpf_build.build(bpf_build.base_of(target), defines=("VEDETTE_BASE",))
+    world.start("--object", str(target))
+    assert [h for h in world.detector.heartbeats[-1]["hooks"] if h["state"] != "loaded"] == []
+    assert world.stop() == 0
 
 
 def test_a_second_agent_on_the_same_spool_gives_up(world: AgentWorld) -> None:
