@@ -45,6 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.kernel)
+            item.add_marker(pytest.mark.timeout(900))  # the first test of a kernel fetches and boots it
 
 
 def families() -> tuple[str, ...]:

@@ -20,15 +20,6 @@ class Difference:
     instead: Callable[[list[Record]], list[Record]]
 
 
-@dataclass(frozen=True)
-class Hook:
-    """A hook that is there since ``version``, or with ``until`` only before it."""
-
-    name: str
-    since: Version = (0, 0)
-    until: Version = (999, 0)
-
-
 def _only_set_up(records: list[Record]) -> list[Record]:
     return [
         {"event": "io_uring", "pid": record["pid"], "opcode": 0xFFFFFFFF} if record["event"] == "io_uring" else record
@@ -51,10 +42,8 @@ DIFFERENCES = (
         _lower_layer_unknown,
     ),
 )
-HOOKS = (
-    Hook("io_uring_submit_req", since=(6, 4)),
-    Hook("sys_exit:io_uring_setup", until=(6, 4)),
-)
+SINCE: dict[str, Version] = {"io_uring_submit_req": (6, 4)}
+"""The hooks that only some kernels have, with the first version that has them."""
 
 
 def expected_on(version: Version, act: str, records: list[Record]) -> list[Record]:
@@ -66,5 +55,5 @@ def expected_on(version: Version, act: str, records: list[Record]) -> list[Recor
 
 
 def missing_on(version: Version) -> set[str]:
-    """Hooks that are not loaded on a kernel of this version."""
-    return {hook.name for hook in HOOKS if not hook.since <= version < hook.until}
+    """Hooks that a kernel of this version does not have."""
+    return {hook for hook, since in SINCE.items() if version < since}

@@ -299,6 +299,22 @@ struct io_link {
 	struct filename *oldpath, *newpath;
 	int flags;
 };
+/* Since 7.0 the paths lie in a struct of their own. */
+struct delayed_filename {
+	struct filename *__incomplete_filename;
+};
+struct io_open___7_0 {
+	struct delayed_filename filename;
+};
+struct io_unlink___7_0 {
+	struct delayed_filename filename;
+};
+struct io_rename___7_0 {
+	struct delayed_filename oldpath, newpath;
+};
+struct io_link___7_0 {
+	struct delayed_filename oldpath, newpath;
+};
 struct io_socket {
 	int domain, type, protocol;
 };

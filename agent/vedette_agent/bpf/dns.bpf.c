@@ -346,6 +346,9 @@ int dns_ingress(struct __sk_buff *skb)
  * query up (counted as dropped) when all are taken.
  */
 struct egress_buffer {
+#ifdef VEDETTE_BASE
+	struct bpf_spin_lock lock; /* of taken: before 5.12 there is no atomic exchange */
+#endif
 	u32 taken;
 	struct scratch scratch;
 };
@@ -356,6 +359,20 @@ struct {
 	__type(key, u32);
 	__type(value, struct egress_buffer);
 } egress_buffers SEC(".maps");
+
+/* Marks the buffer as taken or free, and tells whether it was taken before. */
+static __always_inline u32 mark(struct egress_buffer *buffer, u32 taken)
+{
+#ifdef VEDETTE_BASE
+	bpf_spin_lock(&buffer->lock);
+	u32 before = buffer->taken;
+	buffer->taken = taken;
+	bpf_spin_unlock(&buffer->lock);
+	return before;
+#else
+	return __sync_lock_test_and_set(&buffer->taken, taken);
+#endif
+}
 
 SEC("cgroup_skb/egress")
 int dns_egress(struct __sk_buff *skb)
@@ -368,10 +385,10 @@ int dns_egress(struct __sk_buff *skb)
 		struct egress_buffer *buffer = bpf_map_lookup_elem(&egress_buffers, &index);
 		if (!buffer)
 			return 1;
-		if (__sync_lock_test_and_set(&buffer->taken, 1))
+		if (mark(buffer, 1))
 			continue;
 		packet(skb, &buffer->scratch, true);
-		__sync_lock_test_and_set(&buffer->taken, 0);
+		mark(buffer, 0);
 		return 1;
 	}
 	count(COUNT_DROPPED);

@@ -5,7 +5,8 @@
 /* Process id in the innermost namespace of the process, and that namespace's inode. */
 static __always_inline u32 namespace_pid(struct task_struct *task, u32 *inum)
 {
-	struct pid *pid = GET(task, group_leader, thread_pid);
+	/* Read by a helper: 6.1 allows no arithmetic with a variable on a BTF pointer, which GET would give. */
+	struct pid *pid = BPF_CORE_READ(task, group_leader, thread_pid);
 	u32 level = BPF_CORE_READ(pid, level);
 	struct upid *upid = (void *)((u64)pid + bpf_core_field_offset(struct pid, numbers) + level * bpf_core_type_size(struct upid));
 	if (inum)

@@ -23,6 +23,12 @@ static __always_inline u16 append_filename(struct scratch *s, struct filename *f
 	return append_kernel_string(s, BPF_CORE_READ(filename, name), PATH_LIMIT);
 }
 
+/* append_filename() of a member that is a pointer up to 6.19 and a struct delayed_filename since. */
+#define APPEND(s, type, request, member) \
+	append_filename(s, bpf_core_field_exists(((struct type *)request)->member) \
+				   ? BPF_CORE_READ((struct type *)request, member) \
+				   : BPF_CORE_READ((struct type##___7_0 *)request, member.__incomplete_filename))
+
 SEC("tp_btf/io_uring_submit_req")
 int BPF_PROG(io_uring_submit_req, struct io_kiocb *req)
 {
@@ -54,23 +60,23 @@ int BPF_PROG(io_uring_submit_req, struct io_kiocb *req)
 		struct io_open *open = (void *)req;
 		u64 flags = BPF_CORE_READ(open, how.flags);
 		r->op_flags = flags;
-		r->path_len = append_filename(s, BPF_CORE_READ(open, filename));
+		r->path_len = APPEND(s, io_open, req, filename);
 		if (!(flags & (O_ACCMODE | O_CREAT)) && !wanted_tail(r->path_len) && !(settings.options & OPTION_ALL_OPENS))
 			return 0;
 	} else if (opcode == IORING_OP_UNLINKAT) {
 		struct io_unlink *unlink = (void *)req;
 		r->op_flags = BPF_CORE_READ(unlink, flags);
-		r->path_len = append_filename(s, BPF_CORE_READ(unlink, filename));
+		r->path_len = APPEND(s, io_unlink, req, filename);
 	} else if (opcode == IORING_OP_RENAMEAT) {
 		struct io_rename *rename = (void *)req;
 		r->op_flags = BPF_CORE_READ(rename, flags);
-		r->path_len = append_filename(s, BPF_CORE_READ(rename, oldpath));
-		r->new_path_len = append_filename(s, BPF_CORE_READ(rename, newpath));
+		r->path_len = APPEND(s, io_rename, req, oldpath);
+		r->new_path_len = APPEND(s, io_rename, req, newpath);
 	} else if (opcode == IORING_OP_LINKAT || opcode == IORING_OP_SYMLINKAT) {
 		struct io_link *link = (void *)req;
 		r->op_flags = BPF_CORE_READ(link, flags);
-		r->path_len = append_filename(s, BPF_CORE_READ(link, oldpath));
-		r->new_path_len = append_filename(s, BPF_CORE_READ(link, newpath));
+		r->path_len = APPEND(s, io_link, req, oldpath);
+		r->new_path_len = APPEND(s, io_link, req, newpath);
 	} else if (opcode == IORING_OP_SOCKET) {
 		struct io_socket *socket = (void *)req;
 		r->family = BPF_CORE_READ(socket, domain);

@@ -25,7 +25,7 @@ struct target {
  */
 static __always_inline void find_target(struct target *target, struct task_struct *task, u32 number)
 {
-	struct pid *own = GET(task, thread_pid);
+	struct pid *own = BPF_CORE_READ(task, thread_pid); /* not GET: see namespace_pid() */
 	u32 level = BPF_CORE_READ(own, level);
 	struct upid *upid = (void *)((u64)own + bpf_core_field_offset(struct pid, numbers) + level * bpf_core_type_size(struct upid));
 	struct pid_namespace *ns = BPF_CORE_READ(upid, ns);
