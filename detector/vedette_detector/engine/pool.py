@@ -98,15 +98,19 @@ class _Worker:
         for end in (ours, theirs):
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "vedette_detector.engine.worker",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-            )
+        try:
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "vedette_detector.engine.worker",
+                    str(theirs.fileno()),
+                    pass_fds=(theirs.fileno(),),
+                    stdin=asyncio.subprocess.DEVNULL,
+                )
+        except OSError:
+            ours.close()
+            raise
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
         unanswered = self.waiting
         self.waiting = deque()
@@ -198,13 +202,20 @@ class _Worker:
         self.restarts += 1
         log.error("engine worker %d (pid %d) ended with %s; replacing it", self.number, self._process.pid, code)
         self._refuse_killers()
-        # Waits between attempts grow, so that a worker that cannot start does not burn a core.
-        await asyncio.sleep(min(0.05 * 2 ** min(self.restarts - 1, 7), 5.0))
-        try:
-            await self.start()
-        except OSError as error:
-            log.error("engine worker %d cannot be started: %s", self.number, error)
-            self._fail_all(f"a worker cannot be started: {error}")
+        while True:
+            # Waits between attempts grow, so that a worker that cannot start does not burn a core.
+            await asyncio.sleep(min(0.05 * 2 ** min(self.restarts - 1, 7), 5.0))
+            if self._closing:
+                self._fail_all("the engine is closed")
+                return
+            try:
+                await self.start()
+            except OSError as error:
+                # Too many processes or open files, most likely. What waits goes on waiting: nobody else may judge it.
+                log.error("engine worker %d cannot be started: %s; trying again", self.number, error)
+                self.restarts += 1
+            else:
+                return
 
     def _refuse_killers(self) -> None:
         """The oldest unanswered request is what the worker died of, if it died of one."""

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -91,6 +92,23 @@ async def test_a_dead_worker_is_replaced_and_its_history_rebuilt() -> None:
         assert asked == [True, True]
         assert (await pool.status())[0].restarts == 1
         assert pool.pids[0] != pid
+    finally:
+        await pool.close()
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = WorkerPool(1, rules("nmap"))
+    await pool.start()
+    try:
+        pid = pool.pids[0]
+        assert pid is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", "/nonexistent")
+            os.kill(pid, signal.SIGKILL)
+            while pool._workers[0].restarts < 3:  # noqa: ASYNC110 - nobody is told of an attempt
+                await asyncio.sleep(0.01)
+            submitted = asyncio.create_task(pool.submit(frame("a", 1, exec_of("/usr/bin/nmap"))))
+        assert len((await submitted).detections) == 1
     finally:
         await pool.close()
 
