@@ -15,6 +15,9 @@ from vedette_cli.output import Column, Format, output_option, print_data, print_
 from vedette_cli.text import safe
 from vedette_cli.when import show_age, show_bytes, show_count, show_time
 
+STALLED_AFTER_S = 15.0
+"""Time without a batch after which events that the kernel has emitted count as stuck; an agent sends twice a second."""
+
 SILENT_AFTER_S = 30.0
 """Time without a heartbeat after which an agent counts as silent; it sends one every 10 s."""
 
@@ -87,6 +90,10 @@ def problems(data: dict[str, Any], now: float) -> Iterator[str]:
         heartbeat = seconds(node.get("heartbeat_at") or node.get("last_heartbeat_at"))
         if heartbeat is not None and now - heartbeat > SILENT_AFTER_S:
             yield f"{name}: the agent has been silent for {show_age(now - heartbeat)}"
+        elif heartbeat is None:
+            yield f"{name}: no heartbeat of its agent has come yet"
+        else:
+            yield from (f"{name}: {problem}" for problem in stuck(node, heartbeat))
         for hook in node.get("hooks") or []:
             if hook.get("state") != "loaded":
                 why = f"{hook.get('hook')} {hook.get('state')}: {hook.get('reason')}"
@@ -101,6 +108,32 @@ def problems(data: dict[str, Any], now: float) -> Iterator[str]:
             if entry.get("balance") == "unbalanced":
                 unexplained = show_count(entry.get("outstanding", 0))
                 yield f"{session}: the account does not balance, {unexplained} events unexplained"
+
+
+def stuck(node: dict[str, Any], heartbeat: float) -> Iterator[str]:
+    """Yield what the kernel's counters in the heartbeat say beyond the last batch: an agent may report and not deliver.
+
+    The ledger knows the counters of the last batch only. Where the agent's disk is full, or its draining hangs, no
+    further batch tells that the ring overflows.
+    """
+    counters = node.get("counters")
+    if not isinstance(counters, dict):
+        return
+    same = (e for e in node.get("ledger") or [] if e.get("session") == node.get("session"))
+    entry: dict[str, Any] = next(same, {})
+
+    def since(name: str) -> int:
+        new, old = counters.get(name), entry.get(name)
+        return (new if isinstance(new, int) else 0) - (old if isinstance(old, int) else 0)
+
+    last = max((t for t in (seconds(node.get("last_batch_at")), seconds(node.get("started_at"))) if t), default=None)
+    if last is None or heartbeat - last <= STALLED_AFTER_S:
+        return
+    age = show_age(heartbeat - last)
+    if since("emitted") > 0:
+        yield f"{show_count(since('emitted'))} events wait on the host, no batch has come for {age}"
+    if since("dropped") > 0:
+        yield f"{show_count(since('dropped'))} more events dropped since the last batch, the kernel's ring was full"
 
 
 def describe(value: Any) -> str:

@@ -72,6 +72,19 @@ def node(**values: Any) -> dict[str, Any]:
     }
 
 
+def stuck(**values: Any) -> dict[str, Any]:
+    """A node whose agent reports and does not deliver."""
+    return node(
+        **{
+            "heartbeat_at": NOW - 5,
+            "started_at": (NOW - 65) * 10**9,
+            "session": 5,
+            "counters": {"emitted": 2000, "dropped": 3},
+            **values,
+        }
+    )
+
+
 Serve = Callable[..., None]
 
 
@@ -148,6 +161,16 @@ def test_check_turns_problems_into_an_exit_code(serve: Serve, vedette: Vedette) 
     [
         ({"nodes": []}, "no agent has reported yet: nothing is watched"),
         ({"nodes": [node(heartbeat_at=NOW - 100)]}, "web-1: the agent has been silent for 100s"),
+        ({"nodes": [node(heartbeat_at=None)]}, "web-1: no heartbeat of its agent has come yet"),
+        (
+            {"nodes": [stuck(last_batch_at=NOW - 65)]},
+            "web-1: 800 events wait on the host, no batch has come for 60s",
+        ),
+        (
+            {"nodes": [stuck(last_batch_at=NOW - 65)]},
+            "web-1: 3 more events dropped since the last batch, the kernel's ring was full",
+        ),
+        ({"nodes": [stuck(session=6)]}, "web-1: 2,000 events wait on the host, no batch has come for 60s"),
         (
             {"nodes": [node(account={"dropped": 5000})]},
             "web-1, session 5: 5,000 events dropped, the kernel's ring was full",
@@ -181,6 +204,12 @@ def test_check_turns_problems_into_an_exit_code(serve: Serve, vedette: Vedette) 
 )
 def test_names_each_problem(data: dict[str, Any], expected: str) -> None:
     assert expected in list(problems(data, NOW))
+
+
+@pytest.mark.parametrize("values", [{"last_batch_at": NOW - 6}, {"counters": {"emitted": 1200, "dropped": 0}}])
+def test_an_agent_that_delivers_is_no_problem(values: dict[str, Any]) -> None:
+    quiet = stuck(hooks=[], **values)
+    assert list(problems({"nodes": [quiet]}, NOW)) == []
 
 
 @pytest.mark.parametrize("form", ["table", "json", "yaml"])
