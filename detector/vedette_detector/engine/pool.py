@@ -46,6 +46,8 @@ History = Callable[[Callable[[str], bool]], Iterator[bytes]]
 _MAX_BYTES_UNDER_WAY = 64 << 20
 _MAX_REPLAYS_UNDER_WAY = 8
 _END_WAIT_S = 5.0
+HANGS_AFTER_S = 120.0
+"""A worker that owes an answer and gives none for so long is killed. The largest batch takes seconds."""
 
 
 class EngineError(RuntimeError):
@@ -87,6 +89,7 @@ class _Worker:
         self._reading: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._closing = False
+        self._progress = 0.0  # when the last answer came, or the first request to be waited for was sent
 
     @property
     def pid(self) -> int | None:
@@ -147,6 +150,8 @@ class _Worker:
         return _Request(kind, payload, asyncio.get_running_loop().create_future())
 
     def _send(self, request: _Request) -> asyncio.Future[Any]:
+        if not self.waiting:
+            self._progress = asyncio.get_running_loop().time()
         self.waiting.append(request)
         self._bytes += len(request.payload)
         if self._writer is not None and not self._writer.is_closing():
@@ -173,6 +178,7 @@ class _Worker:
 
     async def _answered(self, status: int, body: Any) -> None:
         request = self.waiting.popleft()
+        self._progress = asyncio.get_running_loop().time()
         async with self._room:
             self._bytes -= len(request.payload)
             self._room.notify_all()
@@ -188,6 +194,15 @@ class _Worker:
         request.answer.set_exception(error)
         if request.kind == REPLAY:
             request.answer.exception()  # nobody asks for it: a bad batch in the journal is skipped
+
+    def end_if_it_hangs(self) -> None:
+        """Kill a process that does not answer, so that it is replaced as any that died."""
+        silent = asyncio.get_running_loop().time() - self._progress
+        running = self._process is not None and self._process.returncode is None
+        if self.waiting and running and self._ready.is_set() and silent > HANGS_AFTER_S:
+            assert self._process is not None
+            log.error("engine worker %d (pid %d) has not answered for %.0f s", self.number, self._process.pid, silent)
+            self._process.kill()
 
     async def _ended(self) -> None:
         assert self._process is not None
@@ -292,6 +307,7 @@ class WorkerPool:
         self._settings = settings or EngineSettings()
         self._detectors = tuple(detectors)
         self._workers = [_Worker(number, self) for number in range(size)]
+        self._watching: asyncio.Task[None] | None = None
 
     def setup(self) -> tuple[Any, ...]:
         """What a new worker is given first."""
@@ -304,6 +320,13 @@ class WorkerPool:
     async def start(self) -> None:
         """Start all workers and rebuild their history."""
         await asyncio.gather(*(worker.start() for worker in self._workers))
+        self._watching = asyncio.create_task(self._watch(), name="engine watch")
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(min(HANGS_AFTER_S / 8, 1.0))
+            for worker in self._workers:
+                worker.end_if_it_hangs()
 
     async def submit(self, batch: bytes) -> Outcome:
         """Put a framed batch through its node's engine; waits while that worker has too much under way.
@@ -355,4 +378,6 @@ class WorkerPool:
 
     async def close(self) -> None:
         """End all workers; what is under way fails."""
+        if self._watching is not None:
+            self._watching.cancel()
         await asyncio.gather(*(worker.close() for worker in self._workers))

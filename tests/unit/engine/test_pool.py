@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from vedette_detector.engine import pool as pool_module
 from vedette_detector.engine.pool import EngineError, WorkerPool
 from vedette_detector.sigma.loader import Ruleset, load_rule_text
 from vedette_detector.sigma.rule_tests import encode_events, make_header
@@ -108,6 +109,24 @@ async def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytes
             while pool._workers[0].restarts < 3:  # noqa: ASYNC110 - nobody is told of an attempt
                 await asyncio.sleep(0.01)
             submitted = asyncio.create_task(pool.submit(frame("a", 1, exec_of("/usr/bin/nmap"))))
+        assert len((await submitted).detections) == 1
+    finally:
+        await pool.close()
+
+
+async def test_a_worker_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = WorkerPool(1, rules("nmap"))
+    await pool.start()
+    try:
+        await pool.status()
+        pid = pool.pids[0]
+        assert pid is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(pool_module, "HANGS_AFTER_S", 0.4)
+            os.kill(pid, signal.SIGSTOP)
+            submitted = asyncio.create_task(pool.submit(frame("a", 1, exec_of("/usr/bin/nmap"))))
+            while pool.pids[0] == pid:  # noqa: ASYNC110 - nobody is told of a new process
+                await asyncio.sleep(0.01)
         assert len((await submitted).detections) == 1
     finally:
         await pool.close()
