@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from vedette_events import _native
 from vedette_events.columns import Heap
 
 Array = np.ndarray[Any, Any]
+_NO_ROWS: Array = np.empty(0, dtype=np.int64)
 
 _LEVELS = ((2048, 16), (16384, 32))
 """(rows, count): so many newest segments with fewer rows than that are merged. A merge moves at most half a million
@@ -102,20 +104,20 @@ class Segment:
         heap = self.tails.get(name)
         return heap[row] if heap is not None else b""
 
-    def rows_with(self, name: str, needle: bytes) -> list[int]:
-        """Row numbers whose tail holds ``needle``, ascending."""
+    def rows_named(self, name: str, leaf: bytes) -> Array:
+        """Row numbers whose tail, a path, ends in the file name ``leaf``, ascending.
+
+        Goes by a hash of the name, so now and then a row of another name is among them: the caller compares.
+        """
         heap = self.tails.get(name)
         if heap is None:
-            return []
-        if not needle:
-            return list(range(len(self.rows)))
-        found: list[int] = []
-        at = heap.data.find(needle)
-        while at >= 0:
-            row = int(np.searchsorted(heap.offsets, at, "right")) - 1
-            found.append(row)
-            at = heap.data.find(needle, int(heap.offsets[row + 1]))
-        return found
+            return _NO_ROWS
+        key = f"{name}/"  # no field is called so
+        if self._columns is None or key not in self._columns:
+            self._columns = self._columns or {}
+            hashes = _native.basename_hashes(heap.data, heap.offsets.data)
+            self._columns[key] = np.frombuffer(hashes, dtype=np.uint64)
+        return self.where(key, _native.fnv1a(leaf))
 
     def drop_caches(self) -> None:
         """Forget what can be computed again."""
