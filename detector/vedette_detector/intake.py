@@ -33,6 +33,10 @@ T = TypeVar("T")
 
 GROUP_BYTES = 32 << 20
 """A group takes no further batches beyond this size (compressed)."""
+GROUP_RAW_BYTES = 256 << 20
+"""Nor beyond this size of their records: every other sender waits until the group is done."""
+STALLED_AFTER_S = 60.0
+"""A group takes seconds, and gives up waiting for the database earlier than this."""
 _COMPUTED_KEPT = 4096
 _MAX_SIGNED = 2**63 - 1
 
@@ -159,6 +163,13 @@ class Intake:
         self._store_thread = ThreadPoolExecutor(1, "store")
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self._group_began: float | None = None
+
+    @property
+    def stalled_s(self) -> float | None:
+        """For how long the group under way has taken, if that is too long; None otherwise."""
+        taken = time.perf_counter() - self._group_began if self._group_began is not None else 0.0
+        return taken if taken > STALLED_AFTER_S else None
 
     @property
     def applied(self) -> dict[SessionKey, int]:
@@ -250,15 +261,15 @@ class Intake:
     async def _run(self) -> None:
         while True:
             group = [await self._queue.get()]
-            size = len(group[0].data)
-            while size < GROUP_BYTES and not self._queue.empty():
+            size, raw = len(group[0].data), group[0].header.raw_size
+            while size < GROUP_BYTES and raw < GROUP_RAW_BYTES and not self._queue.empty():
                 group.append(self._queue.get_nowait())
-                size += len(group[-1].data)
+                size, raw = size + len(group[-1].data), raw + group[-1].header.raw_size
             self._let_go([w for w in group if w.done.done()])
             group = [w for w in group if not w.done.done()]
             if not group:
                 continue
-            began = time.perf_counter()
+            began = self._group_began = time.perf_counter()
             try:
                 await self._process(group)
             except Exception as error:  # the loop must outlive any fault of one group
@@ -266,6 +277,7 @@ class Intake:
                 failure = error if isinstance(error, DetectorError) else DetectorError(f"internal error: {error}")
                 self._fail(group, failure)
             finally:
+                self._group_began = None
                 for waiting in group:
                     if not waiting.done.done():
                         waiting.done.set_exception(DetectorError("the detector was stopped", reason="Stopping"))

@@ -95,7 +95,7 @@ def render(intake: Intake, journal_bytes: int, heartbeats: Mapping[str, tuple[in
                 "vedette_healthy",
                 "gauge",
                 "1 when the last group could be made durable.",
-                [({}, float(intake.last_error is None))],
+                [({}, float(intake.last_error is None and intake.stalled_s is None))],
             ),
             _metric(
                 "vedette_nodes",

@@ -204,7 +204,10 @@ class Service:
         self._unsaved.add(node)
 
     def health(self) -> tuple[bool, str]:
-        """Whether the last group of batches could be made durable."""
+        """Whether the last group of batches could be made durable, and the one under way goes on."""
+        stalled = self.intake.stalled_s
+        if stalled is not None:
+            return False, f"Stalled: batches have been under way for {stalled:.0f} s"
         error = self.intake.last_error
         return (True, "ok") if error is None else (False, f"{error.reason}: {error.message}")
 

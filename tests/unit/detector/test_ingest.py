@@ -33,6 +33,7 @@ from tests.unit.detector.detector_parts import (
     running,
     scan,
 )
+from vedette_detector import intake
 from vedette_detector.config import Settings
 from vedette_detector.errors import ConfigError
 from vedette_detector.events_query import EventQuery, rows
@@ -264,6 +265,26 @@ async def test_what_waits_behind_a_batch_that_fails_does_not_take_its_number(set
         assert [f.count for f in service.store.list()] == [3]
         assert [(a.batches, a.missing_batches) for a in service.store.accounts()] == [(3, 0)]
         assert service.intake.waiting_bytes == 0
+
+
+async def test_a_detector_that_gets_no_further_is_not_healthy(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(settings) as (service, client):
+        assert (await client.get("/healthz"))[0] == 200
+        monkeypatch.setattr(intake, "STALLED_AFTER_S", 0.1)
+        pids = [pid for pid in service.pool.pids if pid is not None]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        posted = asyncio.create_task(client.post(batch(1)))
+        await eventually(lambda: service.intake.stalled_s, "the group is under way")
+        status, document = await client.get("/healthz")
+        assert status == 503
+        assert document["message"].startswith("Stalled: batches have been under way for")
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        assert (await posted)[0] == 200
+        assert (await client.get("/healthz"))[0] == 200
 
 
 async def test_a_full_disk_refuses_and_recovers(settings: Settings, small_disk: Path) -> None:
