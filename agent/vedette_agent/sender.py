@@ -265,10 +265,12 @@ def judge(answer: Answer, refs: tuple[BatchRef, ...], now_s: float) -> Judgement
             and isinstance(entry.get("sequence"), int)
         }
         settled = frozenset(sent & names)
+        # Batches leave the spool in order: without the oldest nothing does, and at once the same would be sent again.
+        oldest = bool(refs) and (refs[0].session, refs[0].sequence) in settled
         return Judgement(
-            Verdict.ACKNOWLEDGED if settled else Verdict.RETRY,
+            Verdict.ACKNOWLEDGED if oldest else Verdict.RETRY,
             settled,
-            reason="" if settled else "NothingAcknowledged",
+            reason="" if oldest else "OldestNotAcknowledged" if settled else "NothingAcknowledged",
             delay_s=delay,
             filters=filters if isinstance(filters, dict) else None,
         )
@@ -380,6 +382,7 @@ class Sender(threading.Thread):
         self._largest_request = request_bytes
         self._heartbeat_interval = heartbeat_interval_s
         self._next_heartbeat = 0.0
+        self._next_batches = 0.0
         self._backoff = Backoff(last_s=backoff_last_s)
         self._stopping = threading.Event()
         self._deadline = float("inf")
@@ -429,11 +432,16 @@ class Sender(threading.Thread):
         if now >= self._next_heartbeat and not self._stopping.is_set():
             self._next_heartbeat = now + self._heartbeat_interval
             return self._send_heartbeat()
+        if now < self._next_batches and not self._stopping.is_set():
+            # Asked to wait with batches, perhaps for minutes, the agent is alive all the same and says so.
+            return min(self._next_batches, self._next_heartbeat) - now
         if not self._spool.wait(max(0.0, self._next_heartbeat - now)):
             return 0.0
         if self._stopping.is_set() and not self._spool.wait(0):
             return 0.0
-        return self._send_batches()
+        delay = self._send_batches()
+        self._next_batches = time.monotonic() + delay
+        return delay if self._stopping.is_set() else 0.0
 
     def _send_heartbeat(self) -> float:
         body = json.dumps(self._heartbeat()).encode()

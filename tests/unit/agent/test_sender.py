@@ -227,6 +227,22 @@ def test_an_answer_that_acknowledges_nothing_loses_nothing(body: bytes) -> None:
     assert judgement == Judgement(Verdict.RETRY, reason="NothingAcknowledged")
 
 
+def test_an_answer_without_the_oldest_batch_is_waited_after() -> None:
+    refs = tuple(BatchRef(BOOT, 7, n, 100, 1) for n in (1, 2))
+    answer = Answer(200, {}, b'{"acknowledged": [{"session": 7, "sequence": 2}]}')
+    assert judge(answer, refs, 0.0) == Judgement(Verdict.RETRY, frozenset({(7, 2)}), reason="OldestNotAcknowledged")
+
+
+def test_an_agent_that_is_asked_to_wait_still_reports(detector: Any, spool: Spool) -> None:
+    detector.script.append(stub.Scripted(503, {"reason": "UnsupportedVersion"}, {"Retry-After": "300"}))
+    spooled(spool, 1)
+    running = Running(spool, detector.endpoint, heartbeat_interval_s=0.05)
+    detector.wait_for(lambda: [path for path, _, _ in detector.requests][-3:] == ["/v1/heartbeat"] * 3)
+    running.stop()
+
+    assert [path for path, _, _ in detector.requests].count("/v1/batches") == 2  # the second one at the end
+
+
 def test_only_batches_that_were_sent_are_settled() -> None:
     body = b'{"acknowledged": [{"session": 7, "sequence": 1}, {"session": 9, "sequence": 9}, 5, {"session": []}]}'
     judgement = judge(Answer(200, {}, body), (BatchRef(BOOT, 7, 1, 100, 1),), 0.0)
