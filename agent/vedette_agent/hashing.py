@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import stat
 import threading
 import time
 from collections import OrderedDict
@@ -60,12 +61,15 @@ def open_executable(wanted: Executable) -> int | None:
         candidates += [b"/proc/%d/root" % wanted.pid + wanted.path, wanted.path]
     for path in candidates:
         with suppress(OSError, ValueError):
-            # O_NONBLOCK: by the time of the open the name may belong to a FIFO.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-            info = os.fstat(fd)
-            if (info.st_ino, info.st_ctime_ns) == (wanted.ino, wanted.ctime):
-                return fd
-            os.close(fd)
+            # Found first and opened only when it is the file: by now the name may belong to a device, whose driver
+            # acts on the open (a watchdog starts), and a container may make devices that only its own rules forbid.
+            found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                info = os.fstat(found)
+                if stat.S_ISREG(info.st_mode) and (info.st_ino, info.st_ctime_ns) == (wanted.ino, wanted.ctime):
+                    return os.open(b"/proc/self/fd/%d" % found, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            finally:
+                os.close(found)
     return None
 
 

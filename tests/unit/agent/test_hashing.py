@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,14 @@ def test_a_fifo_in_its_place_does_not_hold_up_the_thread(program: Path) -> None:
     os.mkfifo(program)
 
     assert open_executable(wanted) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making a device needs root")
+def test_a_device_is_no_executable(tmp_path: Path) -> None:
+    device = tmp_path / "program"
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+
+    assert open_executable(state(device, 2**22 - 1)) is None
 
 
 def test_a_giant_is_left_out(tmp_path: Path) -> None:
