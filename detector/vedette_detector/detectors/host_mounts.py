@@ -12,7 +12,7 @@ from vedette_detector.engine.context import EngineContext
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event, flag_names
 from vedette_detector.engine.history import NodeHistory
-from vedette_detector.engine.selector import Mask, Selector
+from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
 from vedette_detector.text import safe_text
 from vedette_events.schema import MountOp
 
@@ -33,6 +33,16 @@ _HOST_DIRECTORIES = re.compile(
     rb"|/var/lib/(?:kubelet|docker|containerd|containers|rancher)(?:/|\Z)|/etc/kubernetes(?:/|\Z)"
     rb"|/run/(?:containerd|docker|crio|k3s)(?:/|\Z)"
 )
+
+_HOST_BEGINNINGS = frozenset(
+    b"\0" + beginning
+    for beginning in (
+        *(b"/host", b"/rootfs", b"/mnt/host", b"/node", b"/var/lib/kubelet", b"/var/lib/docker", b"/var/lib/containe"),
+        *(b"/var/lib/rancher", b"/etc/kubernetes", b"/run/containerd", b"/run/docker", b"/run/crio", b"/run/k3s"),
+    )
+)
+"""What `_HOST_DIRECTORIES` can begin with, ways through /proc left out."""
+_MOUNTS = (Mask("op", "eq", MountOp.MOUNT), Mask("mount_flags", "no_bits", _MS_REMOUNT))
 
 
 def is_host_source(source: bytes, fstype: bytes, flags: int) -> str | None:
@@ -65,10 +75,37 @@ class ContainerMountsHostDirectory(Detector):
     )
     finding_types = ("PrivilegeEscalation:Runtime/ContainerMountsHostDirectory",)
     severity = 5.0
+    # Containers start with a hundred harmless mounts each: what `is_host_source` needs is asked for here.
     selectors = (
+        Selector("mount", _MOUNTS, (AnyLiteral(("fstype",), frozenset(b"\0" + x + b"\0" for x in DISK_FILE_SYSTEMS)),)),
         Selector(
             "mount",
-            (Mask("op", "in_", (MountOp.MOUNT, MountOp.OPEN_TREE, MountOp.FSOPEN, MountOp.FSCONFIG)),),
+            (*_MOUNTS, Mask("mount_flags", "no_bits", _MS_BIND | _MS_MOVE)),
+            (AnyLiteral(("source",), frozenset({b"\0/dev/"})),),
+        ),
+        *(
+            Selector("mount", masks, literals)
+            for masks in (
+                (*_MOUNTS, Mask("mount_flags", "any_bits", _MS_BIND | _MS_MOVE)),
+                (Mask("op", "eq", MountOp.OPEN_TREE), Mask("mount_flags", "any_bits", 1)),
+            )
+            for literals in (
+                (AnyLiteral(("source",), _HOST_BEGINNINGS),),
+                (
+                    AnyLiteral(("source",), frozenset({b"/proc/"})),
+                    AnyLiteral(("source",), frozenset({b"/root", b"/cwd"})),
+                ),
+            )
+        ),
+        Selector(
+            "mount",
+            (Mask("op", "eq", MountOp.FSOPEN), Mask("result", "lt", 0)),
+            (AnyLiteral(("fstype",), frozenset(b"\0" + x + b"\0" for x in DISK_FILE_SYSTEMS)),),
+        ),
+        Selector(
+            "mount",
+            (Mask("op", "eq", MountOp.FSCONFIG),),
+            (AnyLiteral(("fstype",), frozenset({b"\0source\0"})),),
         ),
     )
     triage = (

@@ -41,8 +41,9 @@ from vedette_detector.engine.context import EngineContext, action_of
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory, Process
-from vedette_detector.engine.segments import Array
+from vedette_detector.engine.segments import Array, Segment
 from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
+from vedette_detector.engine.text import split_args
 from vedette_detector.text import safe_text
 from vedette_events.schema import FileBits, StdioKind
 
@@ -146,6 +147,12 @@ def _is_interactive(process: Process) -> bool:
     )
 
 
+def _as_awk_starts(stdin_kind: int, stdout_kind: int, argv: Sequence[bytes]) -> bool:
+    """Whether a shell is started as gawk starts it: a command, two pipes."""
+    two_pipes = stdin_kind in (StdioKind.PIPE, StdioKind.UNIX) and stdout_kind == stdin_kind
+    return two_pipes and len(argv) >= 3 and argv[1] == b"-c"
+
+
 def _output(process: Process) -> tuple[int, int]:
     return process.stdout_ino, process.stdout_kind
 
@@ -235,6 +242,29 @@ class ReverseShell(Detector):
             Selector("connect", (self._pids, Mask("family", "in_", (2, 10)))),
             Selector("io_uring", (self._pids, Mask("opcode", "eq", IORING_OP_CONNECT))),
         )
+
+    def screen(self, event_type: str, segment: Segment, rows: list[int]) -> list[int]:
+        """Leave out shells that were given a command or a script, which most are.
+
+        Kept is what `_judge` looks further into, and what `_again` may have waited for.
+        """
+        if event_type != "exec":
+            return rows
+        fields = ("stdin_kind", "stdout_kind", "stderr_kind", "stdin_ino", "stdout_ino", "argc")
+        values = [segment.rows[field][rows].tolist() for field in fields]
+        out = []
+        for row, stdin, stdout, stderr, stdin_ino, stdout_ino, argc in zip(rows, *values, strict=True):
+            if StdioKind.INET not in (stdin, stdout, stderr) and not (
+                self._stdin.holds(stdin_ino) or self._stdout.holds(stdout_ino)
+            ):
+                if stdin not in _RELAYED:
+                    continue
+                if argc > 1:
+                    argv = split_args(segment.tail("argv", row))
+                    if _operands(segment.tail("path", row), argv) and not _as_awk_starts(stdin, stdout, argv):
+                        continue
+            out.append(row)
+        return out
 
     # -- asked -----------------------------------------------------------------------------------------------------
 
@@ -517,9 +547,7 @@ class ReverseShell(Detector):
     @staticmethod
     def _awk_loop(event: Event, history: NodeHistory) -> _Verdict | None:
         """Gawk reads commands from its own network files and runs each by ``sh -c``, joined to it by two pipes."""
-        if event.stdin_kind not in (StdioKind.PIPE, StdioKind.UNIX) or event.stdout_kind != event.stdin_kind:
-            return None
-        if len(event.argv) < 3 or event.argv[1] != b"-c" or event.ppid == 0:
+        if not _as_awk_starts(event.stdin_kind, event.stdout_kind, event.argv) or event.ppid == 0:
             return None
         awk = history.parent(event.process)
         if awk is None or not any(word in argument for argument in awk.argv for word in _AWK_NETWORK):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,6 +47,11 @@ class Unit(Protocol):
         ...
 
 
+Screen = Callable[[str, Segment, list[int]], Iterable[int]]
+"""A unit's optional ``screen(event type, columns, rows)``: gives those of the rows that passed its selectors which are
+worth an `Event`. For conditions on one event that no selector can say; it must hold for whatever `confirm` accepts."""
+
+
 class RuleSource(Protocol):
     """Anything that holds rules: `vedette_detector.sigma.loader.Ruleset`."""
 
@@ -75,7 +80,7 @@ class Outcome:
         event_count: records in the batch.
         by_type: records by event type.
         errors: units that failed.
-        candidates: (event, unit) pairs that passed the prefilter.
+        candidates: (event, unit) pairs that passed the prefilter and the unit's own screen.
         seconds: time taken by split, history, prefilter and confirm.
     """
 
@@ -107,6 +112,8 @@ class Engine:
         """Swap rules and detectors; histories stay."""
         self._units: list[Unit] = [*(ruleset.rules if ruleset is not None else ()), *detectors]
         self._prefilter = Prefilter([unit.selectors for unit in self._units])
+        screens = {number: getattr(unit, "screen", None) for number, unit in enumerate(self._units)}
+        self._screens: dict[int, Screen] = {number: screen for number, screen in screens.items() if screen is not None}
 
     def replace_threat_lists(self, threat_lists: ThreatLists) -> None:
         """Swap the threat lists; histories stay."""
@@ -161,7 +168,9 @@ class Engine:
         for name, segment in segments.items():
             row = -1
             event: Event | None = None
-            for candidate, number in self._prefilter.select(name, segment, self._threats):
+            for candidate, number in self._screened(
+                name, segment, self._prefilter.select(name, segment, self._threats)
+            ):
                 outcome.candidates += 1
                 if candidate != row or event is None:
                     row, event = candidate, Event(name, segment, candidate, history)
@@ -179,6 +188,21 @@ class Engine:
                         log.warning("rule %s failed on a %s event: %s", unit.id, name, message, exc_info=True)
                     errors[(unit.id, name, message)] = errors.get((unit.id, name, message), 0) + 1
         outcome.errors = [UnitError(*key, count=count) for key, count in errors.items()]
+
+    def _screened(self, name: str, segment: Segment, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The (row, unit) pairs without those that the unit's own screen drops."""
+        dropped: set[tuple[int, int]] = set()
+        for number, screen in self._screens.items():
+            rows = [row for row, unit in pairs if unit == number]
+            if not rows:
+                continue
+            try:
+                keep = set(screen(name, segment, rows))
+            except Exception:  # a faulty screen lets everything through; `confirm` decides
+                log.warning("the screen of %s failed on %s events", self._units[number].id, name, exc_info=True)
+                continue
+            dropped.update((row, number) for row in rows if row not in keep)
+        return [pair for pair in pairs if pair not in dropped] if dropped else pairs
 
     def _keep_bounds(self) -> None:
         """Hold the sum of all histories below the bound: the largest give way first."""

@@ -490,7 +490,6 @@ class NodeHistory:
                 says nothing (an overlay's copy-up gives a new one).
             until: latest time, ns since boot.
         """
-
         # Candidates of one batch often ask about the same file, and nothing is added in between: the newest of all
         # answers every question about a time after it.
         key = (dev, ino, path)
