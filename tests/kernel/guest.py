@@ -1,7 +1,9 @@
 """Runs in the virtual machine: loads the programs, performs the acts, prints what the kernel reported.
 
-Twice, each time in a new process: as root, and as the agent is in its container (uid 65534 with four capabilities).
-The acts are performed by root both times. Every line of standard output is a JSON object; bytes are Latin-1 text.
+Once for each user named as argument, each time in a new process: "base" is root with the object for old kernels, "root"
+is root and "agent" what the agent is in its container (uid 65534 with four capabilities), both with the object that
+`loader.load` chooses. The acts are performed by root each time. Every line of standard output is a JSON object; bytes
+are Latin-1 text.
 """
 
 from __future__ import annotations
@@ -63,8 +65,9 @@ def watch(user: str, pins: Path, orders: Any, answers: Any) -> None:
     prepare.mount_bpffs(pins, 65534 if user == "agent" else 0)
     if user == "agent":
         privileges.drop()
+    path = HERE / ("vedette.base.bpf.o" if user == "base" else "vedette.bpf.o")
     begun = time.monotonic()
-    programs = loader.load(HERE / "vedette.bpf.o", pins / "vedette", CONFIG)
+    programs = loader.load(path, pins / "vedette", CONFIG)
     loaded = time.monotonic() - begun
     programs.set_filters(FILTERS)
     hooks = [[h.event, h.hook, h.state, h.reason] for h in programs.hooks]
@@ -75,7 +78,7 @@ def watch(user: str, pins: Path, orders: Any, answers: Any) -> None:
         emit({"line": "record", "user": user, **record}, answers)
     emit({"line": "counters", "user": user, **programs.counters()}, answers)
     programs.close()
-    again = loader.load(HERE / "vedette.bpf.o", pins / "vedette", CONFIG)
+    again = loader.load(path, pins / "vedette", CONFIG)
     emit({"line": "again", "user": user, "reused": again.reused, "counters": again.counters()}, answers)
     again.detach()
     again.close()
@@ -127,6 +130,8 @@ def perform(name: str) -> dict[str, Any]:
 def main() -> None:
     """Everything, for both users."""
     for user in sys.argv[1:]:
+        if user != "base" and os.uname().release.split("-")[0] >= "6":
+            (HERE / "vedette.base.bpf.o").unlink(missing_ok=True)  # here the other one must do
         pid, orders, answers = start(user)
         first = answers.readline()
         sys.stdout.write(first)
