@@ -1,6 +1,6 @@
 """Give up every privilege that watching does not need.
 
-What stays: uid and gid 65534 without groups, and four capabilities as permitted and effective:
+What stays: an ordinary uid and gid without groups, and four capabilities as permitted and effective:
 
     CAP_BPF         load programs, make maps
     CAP_PERFMON     attach them to tracepoints, read kernel memory in them

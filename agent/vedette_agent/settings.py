@@ -53,7 +53,7 @@ class Settings:
         "A bpffs in which programs and ring outlive the agent; mounted there when started by root. Empty: no pins.",
     )
     object: Path = _option(Path(__file__).parent / "bpf" / "vedette.bpf.o", "The compiled BPF programs.")
-    uid: int = _option(65534, "User and group to become when started by root.")
+    uid: int = _option(60700, "User and group to become when started by root; best one that nothing else uses.")
     ring_bytes: int = _option(8 << 20, "Size of the ring buffer, a power of two.", size=True)
     poll_ms: int = _option(20, "Time between two looks into the ring, in ms; twice as long when nothing happens.")
     batch_ms: int = _option(40, "Least time between two batches, in ms, unless 1 MiB is pending.")

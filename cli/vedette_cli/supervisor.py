@@ -30,7 +30,9 @@ from vedette_cli.errors import CommandError
 from vedette_cli.location import Location
 from vedette_cli.text import safe
 
-AGENT_UID = 65534
+AGENT_UID = 60700
+"""Used by nothing else: from a range that neither distributions nor systemd hand out (https://systemd.io/UIDS-GIDS).
+Not 65534, which other programs run as: they could remove the pins, change the filters, kill the agent, speak for it."""
 
 FIRST_PAUSE_S = 0.2
 """Pause before the first restart: short, because a crash under attack must not blind the host for long."""

@@ -60,7 +60,7 @@ class Settings:
     token_file: Path | None = _field(
         None, "For an https listener: file with one 'node token' pair per line; read again when it changes."
     )
-    agent_uid: int = _field(65534, "User id of the agent, admitted to the unix socket beside root.")
+    agent_uid: int = _field(60700, "User id of the agent, admitted to the unix socket beside root.")
     socket_mode: int = _field(0o660, "Mode of the unix socket, octal; its group becomes the agent's.", "mode")
     store_url: str = _field("", "SQLAlchemy URL of the database; empty: SQLite file findings.db in the data directory.")
     store_timeout_s: float = _field(20.0, "How long a locked or unreachable database is tried again.", "s")

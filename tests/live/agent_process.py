@@ -28,7 +28,7 @@ _CONNECT = BY_NAME["connect"].code
 class AgentWorld:
     """Directories, a stub detector and at most one agent process at a time.
 
-    The directory is not pytest's: the agent, as uid 65534, has to reach it.
+    The directory is not pytest's: the agent, as another user, has to reach it.
     """
 
     def __init__(self) -> None:

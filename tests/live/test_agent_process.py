@@ -86,7 +86,7 @@ def test_the_running_agent_has_four_capabilities_and_no_way_back(world: AgentWor
     assert len(threads) >= 2
     for thread in threads:
         status = dict(line.split(":", 1) for line in (thread / "status").read_text().splitlines())
-        assert status["Uid"].split() == ["65534"] * 4
+        assert status["Uid"].split() == ["60700"] * 4
         assert status["Groups"].strip() == ""
         assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == sum(1 << cap for cap in KEPT)
         assert int(status["CapBnd"], 16) == int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0

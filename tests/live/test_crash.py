@@ -100,7 +100,7 @@ class Pipeline:
 
 @pytest.fixture
 def pipeline(needs_root: None, bpf_object: Path) -> Iterator[Pipeline]:
-    # Not pytest's directory: the agent, as uid 65534, has to reach it.
+    # Not pytest's directory: the agent, as another user, has to reach it.
     directory = Path(tempfile.mkdtemp(prefix="vedette-crash-"))
     directory.chmod(0o755)
     running = Pipeline(directory)

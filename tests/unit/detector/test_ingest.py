@@ -508,7 +508,8 @@ async def test_the_socket_admits_the_agent_and_root_and_nobody_else(settings: Se
     async with running(settings):
         assert (short_dir / "d.sock").stat().st_mode & 0o777 == 0o660
         assert (await ask("/v1/status", 0, 0o660)).startswith("200 ")
-        assert "NotAdministrator" in await ask("/v1/status", 65534, 0o660)
+        assert "NotAdministrator" in await ask("/v1/status", 60700, 0o660)
+        assert "UserNotAdmitted" in await ask("/v1/status", 65534, 0o666)
         assert "PermissionError" in await ask("/v1/status", 12345, 0o660)
         assert (await ask("/v1/status", 12345, 0o666)).startswith("403 ")
         assert "UserNotAdmitted" in await ask("/v1/status", 12345, 0o666)
