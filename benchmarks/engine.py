@@ -176,16 +176,21 @@ def shifted(records: Sequence[bytes], by_ns: int) -> list[bytes]:
     return out
 
 
-def make_frames(records: Sequence[bytes], batch_size: int) -> list[tuple[bytes, int]]:
-    """(frame, number of events) for each batch, one node after another."""
+def make_frames(records: Sequence[bytes], batch_size: int, per_node: int = 0) -> list[tuple[bytes, int]]:
+    """(frame, number of events) for each batch.
+
+    With ``per_node``, a node has so many records in a row, as the recorded host had: processes, their parents and the
+    files that they wrote lie in one history. Otherwise one batch after another goes to the next node.
+    """
     out: list[tuple[bytes, int]] = []
     for start in range(0, len(records), batch_size):
         part = records[start : start + batch_size]
+        number = start // per_node if per_node else len(out)
         raw = b"".join(part)
         if len(raw) > MAX_RAW:
             raise ValueError(f"{batch_size} events take {len(raw)} bytes, more than a batch may hold")
         header = BatchHeader(
-            node=f"node-{len(out) % NODES}",
+            node=f"node-{number % NODES}",
             boot_id=bytes(16),
             session=1,
             sequence=1 + len(out),
@@ -327,6 +332,7 @@ def run(seconds: float = 1.0, frames_file: Path | None = None, sizes: Iterable[i
             Ruleset(rules=[*ruleset.rules, *more.rules]), threats, detectors=detectors
         ),
     }
+    recorded = len(records)
     span = max(int.from_bytes(r[8:16], "little") for r in records) + _SECOND
     passes = max(1, _EVENTS // len(records))
     records = [record for number in range(passes) for record in shifted(records, number * span)]
@@ -341,7 +347,7 @@ def run(seconds: float = 1.0, frames_file: Path | None = None, sizes: Iterable[i
         curve = {}
         for size in sizes:
             usable = min(size, int(MAX_RAW / (raw / len(records)) * 0.98))
-            frames = make_frames(records, usable)
+            frames = make_frames(records, usable, max(_EVENTS // NODES, recorded) if frames_file else 0)
             before = os.getloadavg()[0]
             curve[str(size)] = {**measure(make_engine, frames, seconds), "batch": usable, "load_average": before}
             curve[str(size)]["compression"] = raw / sum(len(f) for f, _ in frames)

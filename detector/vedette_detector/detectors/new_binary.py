@@ -89,16 +89,16 @@ class NewBinaryExecuted(Detector):
         notes: list[str] = []
         severity = self.severity
         key: tuple[str, ...] = (safe_text(event.path if in_container else _tree(event.path)),)
-        builder = image_builder_of(event.process, history)
         manager = package_manager_of(writer.process, history) if writer is not None else None
+        if manager is not None and not in_container:
+            return  # a developer's build, most often; said before the ancestors are looked up
+        builder = image_builder_of(event.process, history)
         if builder is not None:
             if not in_container:
                 return
             severity, key = 1.0, ("image build", builder)
             notes.append(f"This is an image build: {builder} started the process.")
         elif manager is not None:
-            if not in_container:
-                return
             severity = 2.0
             notes.append(f"The program was written by the package manager or build tool {manager}.")
         elif writer is None:

@@ -61,6 +61,7 @@ class EngineContext:
     triage: str = ""
     severity: float = 5.0
     finding_type: str = ""
+    _lineages: dict[tuple[int, int, int], list[dict[str, Any]]] = field(default_factory=dict)
     _made: dict[tuple[Any, ...], tuple[int, Detection | None]] = field(default_factory=dict)
 
     def enter(self, unit: Any) -> None:
@@ -127,7 +128,7 @@ class EngineContext:
             wall=event.wall,
             event=event.as_dict(),
             process=process_details(acting, history),
-            lineage=[lineage_object(p, history) for p in history.lineage(acting)],
+            lineage=self._lineage(acting, history),
             context=dict(context or {}),
             action=action if action is not None else action_of(event),
             evidence=evidence,
@@ -140,10 +141,18 @@ class EngineContext:
         self._made[same] = (count + 1, made)
         return made
 
+    def _lineage(self, process: Process, history: NodeHistory) -> list[dict[str, Any]]:
+        """The ancestors as GuardDuty's ``LineageObject``, written once for each process of a batch."""
+        key = (process.pid, process.start, process.time)
+        found = self._lineages.get(key)
+        if found is None:
+            found = self._lineages[key] = [lineage_object(p, history) for p in history.lineage(process)]
+        return [dict(ancestor) for ancestor in found]
+
 
 def timestamp(moment: datetime) -> str:
     """ISO 8601 in UTC with milliseconds, as GuardDuty writes it."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.replace(tzinfo=None).isoformat("T", "milliseconds") + "Z"
 
 
 def user_name(uid: int) -> str:

@@ -24,6 +24,12 @@ _DIR_OF = {"path": "dir", "new_path": "new_dir"}
 _TAIL_KINDS = {t.name: {x.name: x.kind for x in t.tails} for t in schema.EVENT_TYPES}
 _FIELDS = {t.name: {f.name: f for f in (*schema.HEADER, *t.fields)} for t in schema.EVENT_TYPES}
 
+_NOT_PLAIN = ("comm", "addr", "sha256")
+_PLAIN = {
+    name: tuple((f.name, places[f.name]) for f in fields.values() if f.kind not in _NOT_PLAIN and f.name in places)
+    for name, fields in _FIELDS.items()
+    for places in ({n: place for place, n in enumerate(dtype(name).names or ())},)
+}
 _PLACES = {t.name: {name: place for place, name in enumerate(dtype(t.name).names or ())} for t in schema.EVENT_TYPES}
 
 
@@ -53,9 +59,15 @@ class Event:
     def __getattr__(self, name: str) -> Any:
         place = _PLACES[self.type].get(name)
         if place is not None:
-            if self._values is None:  # one conversion of the whole row costs less than a few of single fields
-                self._values = self._segment.rows[self._row].item()
-            value = self._values[place]
+            values = self._values
+            if values is None:
+                # One conversion of the whole row costs less than a few of single fields; what is a number already
+                # becomes an ordinary attribute with it.
+                values = self._values = self._segment.rows[self._row].item()
+                attributes = self.__dict__
+                for plain, at in _PLAIN[self.type]:
+                    attributes[plain] = values[at]
+            value = values[place]
             kind = _FIELDS[self.type][name].kind
             if kind == "comm":
                 value = value.split(b"\0", 1)[0]

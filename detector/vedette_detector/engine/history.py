@@ -33,6 +33,7 @@ _MAX_TIME = 2**64 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WRITE_FLAGS = 0o3  # O_WRONLY | O_RDWR
 _TRUNC_FLAGS = 0o1000 | 0o100  # O_TRUNC | O_CREAT
+_MOST_BUILT = 2048
 _MOST_NAMESAKES = 4096
 """So many files of the wanted name in other directories are passed over, then the search ends: whoever makes them in a
 loop must not stop the engine (20 us each)."""
@@ -179,6 +180,8 @@ class NodeHistory:
         self._newest: dict[tuple[int, int | None], Process | None] = {}
         self._older: dict[tuple[int, int | None, int], Process | None] = {}
         self._writers: dict[tuple[int, int, bytes | None], Event | None] = {}
+        # Processes made from exec events, which do not change; dropped with the events that they rest on.
+        self._built: dict[tuple[int, int, int, int, bool], Process] = {}
         self._next_sweep = 0
 
     # -- filling ---------------------------------------------------------------------------------------------------
@@ -236,6 +239,7 @@ class NodeHistory:
         if self.now >= self._next_sweep or process_bytes > self.settings.process_bytes:
             self._next_sweep = self.now + int(self.settings.window_s * 1e9 / 10)
             self._processes.expire(horizon, self.settings.process_bytes)
+            self._built.clear()
             for store in self._stores.values():
                 store.drop_caches()
         sizes: dict[str, int] = {}
@@ -257,6 +261,7 @@ class NodeHistory:
         before = self.nbytes
         if self._processes.nbytes > target // 2:
             self._processes.expire(0, target // 2)
+            self._built.clear()
         sizes = {name: store.nbytes for name, store in self._stores.items() if name not in PROCESS_TYPES}
         while sizes and self.nbytes > target and max(sizes.values()) > 0:
             name = max(sizes, key=lambda n: sizes[n])
@@ -282,16 +287,19 @@ class NodeHistory:
             The last exec at or before ``at``; where there is none, the program inherited through forks; None where
             neither is known.
         """
+        return self._lookup(pid, start, at, 0)
+
+    def _lookup(self, pid: int, start: int | None, at: int | None, depth: int) -> Process | None:
         key = (pid, start)
         if key in self._newest:
             newest = self._newest[key]
         else:
-            newest = self._newest[key] = self._resolve(pid, start, None, 0)
+            newest = self._newest[key] = self._resolve(pid, start, None, depth)
         if newest is None or at is None or (newest.time <= at and newest.start <= at):
             return newest
         older = (pid, start, at)
         if older not in self._older:
-            self._older[older] = self._resolve(pid, start, at, 0)
+            self._older[older] = self._resolve(pid, start, at, depth)
         return self._older[older]
 
     def _resolve(self, pid: int, start: int | None, at: int | None, depth: int) -> Process | None:
@@ -306,11 +314,16 @@ class NodeHistory:
     def _from_exec(self, row: Row, forked: Row | None) -> Process:
         event = Event("exec", row.segment, row.index, self)
         ppid, parent_start = event.ppid, event.parent_start
-        if forked is not None and forked.start == row.start:
+        created = forked is not None and forked.start == row.start
+        key = (event.pid, event.start, row.time, event.time, created)
+        known = self._built.get(key)
+        if known is not None:
+            return known
+        if forked is not None and created:
             # Who created the process says more than who adopted it: a daemonised child is adopted by init.
             creator = Event("fork", forked.segment, forked.index, self)
             ppid, parent_start = creator.pid, creator.start
-        return Process(
+        made = Process(
             node=self.node,
             boot=self.boot_id,
             pid=event.pid,
@@ -342,6 +355,10 @@ class NodeHistory:
             stderr_ino=event.stderr_ino,
             exec=event,
         )
+        if len(self._built) >= _MOST_BUILT:
+            self._built.clear()
+        self._built[key] = made
+        return made
 
     def _from_fork(self, row: Row, depth: int) -> Process:
         event = Event("fork", row.segment, row.index, self)
@@ -364,7 +381,7 @@ class NodeHistory:
             cgroup=event.cgroup,
             inherited=True,
         )
-        creator = self._resolve(event.pid, event.start, event.time, depth + 1) if depth < 64 else None
+        creator = self._lookup(event.pid, event.start, event.time, depth + 1) if depth < 64 else None
         if creator is None:
             return own
         return replace(
