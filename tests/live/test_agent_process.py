@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_given_up_oldest_first_and_counted(
     world: AgentWorld, load: Path, disk: str, limit: str, reason: str | None
 ) -> None:
     world.spool.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk}", "vedette-test", str(world.spool)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk},mode=0700", "vedette-test", str(world.spool)], check=True)
     world.start("--spool-limit", limit)
     world.detector.stop()
     pid = run_storm(load, 600_000, 120_000)
