@@ -12,6 +12,7 @@ with Retry-After means: keep everything, come again. See ``docs/ingest.md``.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,12 @@ log = logging.getLogger(__name__)
 
 MAX_HEARTBEAT = 256 << 10
 """Bytes of a heartbeat's body."""
+MAX_BATCHES = 16384
+"""Batches in one request."""
+MAX_RAW_BYTES = 512 << 20
+"""Size of their records, decompressed: a small body may hold thousands of times its size."""
+BODY_TIMEOUT_S = 60.0
+"""Time for a body to arrive; while it does, room is kept for it."""
 RETRY_S = 1
 RETRY_TOO_NEW_S = 30
 _OPEN_PATHS = ("/healthz", "/metrics")
@@ -73,10 +80,17 @@ def parse_body(body: bytes) -> tuple[list[tuple[BatchHeader, bytes]], RejectedBa
     """Cut a request's body into framed batches: those before the first bad one, and what is wrong with that.
 
     Pure; payloads are not looked at.
+
+    Raises:
+        web.HTTPRequestEntityTooLarge: more batches, or more in them, than one request may hold.
     """
     batches: list[tuple[BatchHeader, bytes]] = []
+    raw = 0
     try:
         for header, frame in iter_batches(body):
+            raw += header.raw_size
+            if len(batches) == MAX_BATCHES or (batches and raw > MAX_RAW_BYTES):
+                raise web.HTTPRequestEntityTooLarge(MAX_RAW_BYTES, raw)
             batches.append((header, bytes(frame)))
     except BatchError as error:
         return batches, RejectedBatchError(error.reason, error.message, error.header)
@@ -157,7 +171,8 @@ def make_app(backend: Backend, authenticator: Authenticator, *, max_body_bytes: 
                 request[IDENTITY] = await authenticator.authenticate(request)
             return await handler(request)
         except web.HTTPRequestEntityTooLarge:
-            document = {"reason": "TooLarge", "message": f"the body is larger than {max_body_bytes} bytes"}
+            message = f"the body is larger than {max_body_bytes} bytes, or holds too much: send fewer batches"
+            document = {"reason": "TooLarge", "message": message}
             return web.json_response(document, status=413)
         except web.HTTPException as error:
             return web.json_response(
@@ -172,9 +187,13 @@ def make_app(backend: Backend, authenticator: Authenticator, *, max_body_bytes: 
         size = request.content_length or 0
         if size > max_body_bytes:
             raise web.HTTPRequestEntityTooLarge(max_body_bytes, size)
-        # Asked before the body is read: a refused body costs nothing.
-        intake.admit(size)
-        body = await request.read()
+        # Asked before the body is read: a refused body costs nothing. One without a length may become the largest.
+        with intake.room_for(size if request.content_length is not None else max_body_bytes):
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    body = await request.read()
+            except TimeoutError:
+                raise web.HTTPRequestTimeout from None
         intake.admit(len(body))
         batches, malformed = parse_body(body)
         identity = request[IDENTITY]

@@ -12,8 +12,9 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -149,6 +150,7 @@ class Intake:
         self._clock_ns = clock_ns
         self.statistics = Statistics()
         self.waiting_bytes = 0
+        self.arriving_bytes = 0
         self.last_error: DetectorError | None = None
         self.on_batch: Callable[[BatchHeader, bytes], None] = lambda header, data: None
         self.last_unit_errors: OrderedDict[tuple[str, str], str] = OrderedDict()
@@ -207,9 +209,24 @@ class Intake:
         """
         if self._closing:
             raise OverloadedError("the detector is stopping", reason="Stopping")
-        if self.waiting_bytes and self.waiting_bytes + size > self._max_waiting_bytes:
+        held = self.waiting_bytes + self.arriving_bytes
+        if held and held + size > self._max_waiting_bytes:
             self.statistics.refused += 1
-            raise OverloadedError(f"{self.waiting_bytes} bytes of batches wait already")
+            raise OverloadedError(f"{held} bytes of batches wait already")
+
+    @contextmanager
+    def room_for(self, size: int) -> Iterator[None]:
+        """Keep room for a request's body while it arrives.
+
+        Raises:
+            OverloadedError: as `admit`.
+        """
+        self.admit(size)
+        self.arriving_bytes += size
+        try:
+            yield
+        finally:
+            self.arriving_bytes -= size
 
     async def submit(self, batches: Sequence[tuple[BatchHeader, bytes]]) -> list[DetectorError | None]:
         """Apply batches; returns when each is durable or refused, with the error of each."""

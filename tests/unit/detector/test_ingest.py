@@ -11,6 +11,7 @@ import sqlite3
 import ssl
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tests.unit.detector.detector_parts import (
     running,
     scan,
 )
-from vedette_detector import intake
+from vedette_detector import ingest, intake
 from vedette_detector.config import Settings
 from vedette_detector.errors import ConfigError
 from vedette_detector.events_query import EventQuery, rows
@@ -217,6 +218,49 @@ async def test_what_waits_is_bounded(settings: Settings) -> None:
         blocker.execute("ROLLBACK")
         blocker.close()
         assert (await first)[0] == 200
+
+
+async def test_bodies_that_arrive_take_room(settings: Settings) -> None:
+    async def slowly() -> AsyncIterator[bytes]:
+        yield batch(1)
+        await forever.wait()
+
+    async with running(replace(settings, max_waiting_bytes=settings.max_body_bytes)) as (service, client):
+        forever = asyncio.Event()
+        slow = asyncio.create_task(client.session.post("http://d/v1/batches", data=slowly()))
+        await eventually(lambda: service.intake.arriving_bytes, "the first body begins to arrive")
+        status, document = await client.post(batch(1))
+        assert (status, document["reason"]) == (503, "Overloaded")
+        forever.set()
+        async with await slow as answer:
+            assert answer.status == 200
+        assert service.intake.arriving_bytes == 0
+        assert (await client.post(batch(2)))[0] == 200
+
+
+async def test_a_body_that_never_comes_gives_its_room_back(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "BODY_TIMEOUT_S", 0.2)
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b"V"
+        await asyncio.Event().wait()
+
+    async with running(settings) as (service, client):
+        async with client.session.post("http://d/v1/batches", data=never()) as answer:
+            assert (answer.status, (await answer.json())["reason"]) == (408, "RequestTimeout")
+        assert service.intake.arriving_bytes == 0
+
+
+async def test_a_body_that_holds_too_much_is_to_be_split(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = batch(1, *[scan()] * 100)
+    monkeypatch.setattr(ingest, "MAX_RAW_BYTES", decode_header(large)[0].raw_size + 1)
+    async with running(settings) as (_, client):
+        status, document = await client.post(large, batch(2))
+        assert (status, document["reason"]) == (413, "TooLarge")
+        assert acknowledged((await client.post(large))[1]) == [1]
+        monkeypatch.setattr(ingest, "MAX_BATCHES", 1)
+        assert (await client.post(batch(2), batch(3)))[0] == 413
+        assert acknowledged((await client.post(batch(2)))[1]) == [2]
 
 
 async def test_a_body_that_is_too_large_is_refused_before_it_is_read(settings: Settings) -> None:
