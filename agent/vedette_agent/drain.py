@@ -218,14 +218,19 @@ class Drain:
     def finish(self, timeout_s: float, flags: BatchFlags = NO_FLAGS) -> bool:
         """Move all that is left, then append an empty batch with ``flags`` if there are any.
 
+        Programs that stay attached go on filling the ring: after the timeout, what has come since is left in it.
+
         Returns:
             False when something had to stay in the ring.
         """
         deadline = time.monotonic() + timeout_s
+        end = self._ring.producer
         while self._pending() > 0:
-            if self.move() == 0:
-                if time.monotonic() > deadline:
-                    return False
+            moved = self.move()
+            reached = self._ring.consumer >= end
+            if self._pending() > 0 and time.monotonic() > deadline and (moved == 0 or reached):
+                return reached and not flags
+            if moved == 0:
                 time.sleep(0.001)  # a record is still being written, or the disk is full
         return not flags or self._batches.append(b"", 0, flags=flags)
 

@@ -227,6 +227,19 @@ def test_the_end_is_marked_after_everything_was_moved(world: World) -> None:
     assert [h.flags for h, _ in batches] == [BatchFlags(0), BatchFlags.FINAL]
 
 
+def test_programs_that_go_on_do_not_hold_up_the_end(world: World) -> None:
+    def busy() -> KernelCounters:
+        world.emit()  # while each batch is made, the next event comes
+        return KernelCounters(world.emitted, 0, 0)
+
+    world.batches._counters = busy
+    world.emit(3)
+
+    assert world.drain.finish(0.01)
+    moved = [n for _, events in everything(world.spool) for n in events]
+    assert moved == list(range(1, world.emitted))
+
+
 def test_a_record_that_never_gets_finished_does_not_hold_up_the_end(world: World) -> None:
     world.kernel.put(event(1), BUSY)
 
