@@ -342,18 +342,21 @@ static __always_inline struct task_struct *current_task(void)
 
 /*
  * LOOP(times, step, context): step(index, context) until it returns 1. With bpf_loop (5.17) the verifier checks one round instead of
- * all, so the bound can be as high as the data wants; the base object unrolls, with BASE_LOOP rounds at most.
+ * all, so the bound can be as high as the data wants; the base object has every round verified, BASE_LOOP at most. CHEAP_LOOP has no
+ * such limit, for steps that the verifier is quickly through with.
  */
 #ifdef VEDETTE_BASE
 #define BASE_LOOP 64
 #define STEP static __always_inline long
-#define LOOP(times, step, context) \
-	for (u32 round = 0; round < ((times) < BASE_LOOP ? (times) : BASE_LOOP); round++) \
+#define LOOP(times, step, context) CHEAP_LOOP((times) < BASE_LOOP ? (times) : BASE_LOOP, step, context)
+#define CHEAP_LOOP(times, step, context) \
+	for (u32 round = 0; round < (times); round++) \
 		if (step(round, context)) \
 			break;
 #else
 #define STEP static __noinline long
 #define LOOP(times, step, context) bpf_loop(times, step, context, 0)
+#define CHEAP_LOOP LOOP
 #endif
 
 #define AT_FDCWD -100

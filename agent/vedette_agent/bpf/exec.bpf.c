@@ -119,7 +119,7 @@ __noinline int append_loader_variables(u64 at, u64 end)
 	s->at = at;
 	s->end = end;
 	s->inside = s->copying = 0;
-	LOOP(ENV_STRINGS, env_step, &context);
+	CHEAP_LOOP(ENV_STRINGS, env_step, &context);
 	if (s->at < end)
 		r->exec_bits |= VD_EXEC_BITS_ENV_TRUNCATED;
 	u64 last = s->length;
