@@ -110,7 +110,12 @@ def describe_detectors() -> list[dict[str, Any]]:
                     "title": detector.title,
                     "finding": finding,
                     "severity": catalog.lookup(finding).severity,
+                    "description": detector.description,
                     "events": sorted({selector.event for selector in detector.selectors}),
+                    "triage": detector.triage,
+                    "false_positives": list(detector.falsepositives),
+                    "tags": list(detector.tags),
+                    "tests": len(detector.tests),
                     "file": module.replace(".", "/") + ".py",
                 }
             )
