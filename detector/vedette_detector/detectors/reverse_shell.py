@@ -58,6 +58,8 @@ _JUST_BEFORE_NS = 2 * _SECOND
 _LATER_NS = 10 * _SECOND
 """How long after the shell a relay's connection still counts."""
 _RING_NS = 600 * _SECOND
+_MOST_PIPES = 32
+"""So many pipes are followed at each step."""
 _MAX_PENDING = 512
 _MAX_REPORTED = 4096
 
@@ -97,6 +99,8 @@ class _Pending:
 
     event: Event
     expires: int
+    judged: int
+    """`NodeHistory.batches` when it was last judged: history says the same until the next batch."""
     pids: set[int] = field(default_factory=set)
     inodes: set[int] = field(default_factory=set)
 
@@ -437,23 +441,24 @@ class ReverseShell(Detector):
         for _ in range(4):
             if not edge or len(found) > 64:
                 break
-            wanted = list(edge)
+            wanted = sorted(edge)[:_MOST_PIPES]
             edge = set()
 
-            def reads(rows: Array, wanted: list[int] = wanted) -> Array:
-                return np.asarray(_in(rows["stdin_ino"], wanted) & _in(rows["stdin_kind"], _PIPES))
-
-            def writes(rows: Array, wanted: list[int] = wanted) -> Array:
-                by_stdout = _in(rows["stdout_ino"], wanted) & _in(rows["stdout_kind"], _PIPES)
-                return np.asarray(by_stdout | (_in(rows["stderr_ino"], wanted) & _in(rows["stderr_kind"], _PIPES)))
-
-            def opens(rows: Array, wanted: list[int] = wanted) -> Array:
+            def opens(rows: Array) -> Array:
                 access = rows["oflags"] & 3
                 right_way = access != 1 if forward else access != 0
-                return np.asarray(_in(rows["ino"], wanted) & ((rows["file_bits"] & FileBits.FIFO) != 0) & right_way)
+                return np.asarray(((rows["file_bits"] & FileBits.FIFO) != 0) & right_way)
 
-            events = history.events("exec", since=since, mask=reads if forward else writes, limit=32)
-            events += history.events("open", since=since, mask=opens, limit=16)
+            events: list[Event] = []
+            for end in ("stdin",) if forward else ("stdout", "stderr"):
+
+                def on_pipe(rows: Array, kind: str = f"{end}_kind") -> Array:
+                    return _in(rows[kind], _PIPES)
+
+                for ino in wanted:
+                    events += history.events("exec", since=since, where={f"{end}_ino": ino}, mask=on_pipe, limit=32)
+            for ino in wanted:
+                events += history.events("open", since=since, where={"ino": ino}, mask=opens, limit=16)
             for event in events:
                 process = event.process
                 key = (process.pid, process.start)
@@ -566,7 +571,7 @@ class ReverseShell(Detector):
         if before is not None:  # a shell may wait for a ring and for a relay at once
             pids, inodes, expires = pids | before.pids, inodes | before.inodes, max(expires, before.expires)
             self._drop(key)
-        self._pending[key] = _Pending(event, expires, pids, inodes)
+        self._pending[key] = _Pending(event, expires, event.history.batches, pids, inodes)
         for pid in pids:
             self._pids.add(pid)
         for ino in inodes:
@@ -605,7 +610,7 @@ class ReverseShell(Detector):
         if event.type == "exec" and not (self._stdin.holds(event.stdin_ino) or self._stdout.holds(event.stdout_ino)):
             return
         for key, pending in list(self._pending.items()):
-            if pending.event.history is not history or pending.event is event:
+            if pending.event.history is not history or pending.judged == history.batches:
                 continue
             if event.type in ("connect", "io_uring"):
                 concerned = event.pid in pending.pids
@@ -614,6 +619,7 @@ class ReverseShell(Detector):
             else:
                 concerned = bool(pending.inodes & {event.stdin_ino, event.stdout_ino}) and event.pid != key[1]
             if concerned and key in self._pending:
+                pending.judged = history.batches
                 yield from self._report(self._judge(pending.event, history), event, context)
 
     tests: ClassVar[tuple[dict[str, Any], ...]] = (

@@ -34,9 +34,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WRITE_FLAGS = 0o3  # O_WRONLY | O_RDWR
 _TRUNC_FLAGS = 0o1000 | 0o100  # O_TRUNC | O_CREAT
 _MOST_BUILT = 2048
-_MOST_NAMESAKES = 4096
-"""So many files of the wanted name in other directories are passed over, then the search ends: whoever makes them in a
-loop must not stop the engine (20 us each)."""
+_MANY_NAMESAKES = 16
+"""From so many rows with one file name on, their joined paths are kept with the segment: whoever writes a thousand
+files of one name must not make each lookup of it join a thousand paths."""
 
 
 class _Columns:
@@ -171,6 +171,8 @@ class NodeHistory:
         self.settings = settings or HistorySettings()
         self.wall_offset_ns = 0
         self.now = 0
+        self.batches = 0
+        """Batches appended so far: until it changes, what history says stays the same."""
         self._stores: dict[str, SegmentStore] = {name: SegmentStore(name) for name in PROCESS_TYPES}
         self._processes = ProcessTable(self._stores["exec"], self._stores["fork"], self._stores["exit"])
         self._cgroups: OrderedDict[int, bytes] = OrderedDict()
@@ -194,6 +196,7 @@ class NodeHistory:
         """
         if wall_offset_ns is not None:
             self.wall_offset_ns = wall_offset_ns
+        self.batches += 1
         self._newest.clear()
         self._older.clear()
         self._writers.clear()
@@ -534,9 +537,8 @@ class NodeHistory:
             return []
         wanted = join_path(b"", path)
         leaf = wanted.rsplit(b"/", 1)[-1]
-        looked_at = 0
         for segment in store.newest_first(None, until):
-            rows = segment.rows_named(tail, leaf)
+            rows = self._rows_at(name, segment, tail, leaf, wanted)
             if len(rows) == 0:
                 continue
             rows = rows[segment.rows["result"][rows] >= 0]
@@ -546,14 +548,24 @@ class NodeHistory:
             if until is not None and segment.last > until:
                 rows = rows[times <= np.uint64(max(until, 0))]
                 times = segment.rows["time"][rows]
-            for row in rows[np.argsort(times, kind="stable")[::-1]].tolist():
-                event = Event(name, segment, row, self)
-                if event.tail(tail) == wanted or event.full_path(tail) == wanted:
-                    return [event]
-                looked_at += 1
-                if looked_at >= _MOST_NAMESAKES:
-                    return []
+            if len(rows):
+                return [Event(name, segment, int(rows[len(times) - 1 - int(times[::-1].argmax())]), self)]
         return []
+
+    def _rows_at(self, name: str, segment: Segment, tail: str, leaf: bytes, wanted: bytes) -> Array:
+        """Rows whose joined path is ``wanted``, ascending."""
+        known = segment.paths.get((tail, leaf)) if segment.paths is not None else None
+        if known is None:
+            rows = segment.rows_named(tail, leaf)
+            if len(rows) == 0:
+                return rows
+            known = {}
+            for row in rows.tolist():
+                known.setdefault(Event(name, segment, row, self).full_path(tail), []).append(row)
+            if len(rows) >= _MANY_NAMESAKES:
+                segment.paths = segment.paths or {}
+                segment.paths[(tail, leaf)] = known
+        return np.array(known.get(wanted, ()), dtype=np.int64)
 
     # -- names -----------------------------------------------------------------------------------------------------
 

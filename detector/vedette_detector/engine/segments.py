@@ -31,11 +31,12 @@ class Segment:
     Attributes:
         rows: structured array, shape (N,), of the current schema's dtype.
         tails: the heap of each tail.
+        paths: rows by joined path, for file names that many of the rows have; kept by `NodeHistory`.
         nbytes: memory held by rows and tails. Columns and indexes made by lookups come on top: at most the rows again.
     """
 
     # Thousands of these live at a time and are made for every batch: no dict of their own, caches made when used.
-    __slots__ = ("_columns", "_derived", "_orders", "_range", "_searches", "nbytes", "rows", "tails")
+    __slots__ = ("_columns", "_derived", "_orders", "_range", "_searches", "nbytes", "paths", "rows", "tails")
 
     def __init__(self, rows: Array, tails: Mapping[str, Heap]) -> None:
         self.rows = rows
@@ -47,6 +48,7 @@ class Segment:
         self._derived: dict[str, Array] | None = None
         self._orders: dict[str, tuple[Array, Array]] | None = None
         self._searches: dict[str, int] | None = None
+        self.paths: dict[tuple[str, bytes], dict[bytes, list[int]]] | None = None
 
     @property
     def derived(self) -> dict[str, Array]:
@@ -121,7 +123,7 @@ class Segment:
 
     def drop_caches(self) -> None:
         """Forget what can be computed again."""
-        self._columns = self._derived = self._orders = self._searches = None
+        self._columns = self._derived = self._orders = self._searches = self.paths = None
 
     def take(self, rows: Array) -> Segment:
         """A copy of some rows, with their tails."""
