@@ -147,6 +147,20 @@ def environment_script_and_status(place: Path) -> Expected:
 
 
 @act("exec")
+def much_environment(place: Path) -> Expected:
+    pid, _ = run(BUSYBOX, "true", env={f"V{n}": "1" for n in range(100)} | {"LD_PRELOAD": "/tmp/late.so"})
+    return [{"event": "exec", "pid": pid, "exec_bits": 0, "env": "LD_PRELOAD=/tmp/late.so\0"}]
+
+
+@act("open")
+def deep_path(place: Path) -> Expected:
+    directory = place / "/".join("d" * 100)
+    directory.mkdir(parents=True)
+    (directory / "file").write_bytes(b"")
+    return [{"event": "open", "pid": os.getpid(), "path": str(directory / "file"), "flags": 0}]
+
+
+@act("exec")
 def set_user_id_program(place: Path) -> Expected:
     program = place / "su"
     shutil.copy(BUSYBOX, program)
