@@ -24,6 +24,7 @@ from vedette_detector.engine.context import EngineContext, process_details, time
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory
+from vedette_detector.engine.segments import Segment
 from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
 from vedette_detector.text import safe_text
 from vedette_events.schema import FileBits
@@ -74,6 +75,21 @@ class NewBinaryExecuted(Detector):
         "On the host: self-extracting installers that run from /tmp.",
     )
     tags = ("attack.execution", "attack.t1204", "attack.command_and_control", "attack.t1105")
+
+    def screen(self, event_type: str, segment: Segment, rows: list[int], history: NodeHistory) -> list[int]:
+        """Leave out programs outside of overlays that were last changed before history began.
+
+        Nobody in history wrote them (`last_writer` says so by the same comparison), and without a writer `confirm`
+        passes over them.
+        """
+        horizon = history.wall_offset_ns - int(history.settings.window_s * 1e9)
+        fields = ("ctime", "time", "file_bits")
+        values = [segment.rows[field][rows].tolist() for field in fields]
+        return [
+            row
+            for row, changed, at, bits in zip(rows, *values, strict=True)
+            if bits & FileBits.UPPER or not changed or changed >= at + horizon
+        ]
 
     def confirm(self, event: Event, history: NodeHistory, context: EngineContext) -> Iterable[Detection]:
         """Find who wrote the program and whether that is ordinary."""

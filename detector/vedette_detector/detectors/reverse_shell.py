@@ -247,7 +247,7 @@ class ReverseShell(Detector):
             Selector("io_uring", (self._pids, Mask("opcode", "eq", IORING_OP_CONNECT))),
         )
 
-    def screen(self, event_type: str, segment: Segment, rows: list[int]) -> list[int]:
+    def screen(self, event_type: str, segment: Segment, rows: list[int], history: NodeHistory) -> list[int]:
         """Leave out shells that were given a command or a script, which most are.
 
         Kept is what `_judge` looks further into, and what `_again` may have waited for.

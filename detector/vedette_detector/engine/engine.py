@@ -47,9 +47,10 @@ class Unit(Protocol):
         ...
 
 
-Screen = Callable[[str, Segment, list[int]], Iterable[int]]
-"""A unit's optional ``screen(event type, columns, rows)``: gives those of the rows that passed its selectors which are
-worth an `Event`. For conditions on one event that no selector can say; it must hold for whatever `confirm` accepts."""
+Screen = Callable[[str, Segment, list[int], NodeHistory], Iterable[int]]
+"""A unit's optional ``screen(event type, columns, rows, history)``: those of the rows that are worth an `Event`.
+
+For conditions that no selector can say; what it drops, `confirm` must pass over."""
 
 
 class RuleSource(Protocol):
@@ -168,9 +169,7 @@ class Engine:
         for name, segment in segments.items():
             row = -1
             event: Event | None = None
-            for candidate, number in self._screened(
-                name, segment, self._prefilter.select(name, segment, self._threats)
-            ):
+            for candidate, number in self._screened(name, segment, history):
                 outcome.candidates += 1
                 if candidate != row or event is None:
                     row, event = candidate, Event(name, segment, candidate, history)
@@ -189,15 +188,16 @@ class Engine:
                     errors[(unit.id, name, message)] = errors.get((unit.id, name, message), 0) + 1
         outcome.errors = [UnitError(*key, count=count) for key, count in errors.items()]
 
-    def _screened(self, name: str, segment: Segment, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The (row, unit) pairs without those that the unit's own screen drops."""
+    def _screened(self, name: str, segment: Segment, history: NodeHistory) -> list[tuple[int, int]]:
+        """The (row, unit) pairs of the prefilter without those that the unit's own screen drops."""
+        pairs = self._prefilter.select(name, segment, self._threats)
         dropped: set[tuple[int, int]] = set()
         for number, screen in self._screens.items():
             rows = [row for row, unit in pairs if unit == number]
             if not rows:
                 continue
             try:
-                keep = set(screen(name, segment, rows))
+                keep = set(screen(name, segment, rows, history))
             except Exception:  # a faulty screen lets everything through; `confirm` decides
                 log.warning("the screen of %s failed on %s events", self._units[number].id, name, exc_info=True)
                 continue
