@@ -160,7 +160,7 @@ def make_records(count: int, seed: int = 1) -> list[bytes]:
 
 def shifted(records: Sequence[bytes], by_ns: int) -> list[bytes]:
     """The same records later, by processes that were started later: a replay that history can tell from the first."""
-    names = ("time", "start", "parent_start", "child_start", "target_start")
+    names = ("time", "start", "parent_start", "child_start", "target_start", "ctime")
     places: dict[int, list[int]] = {}
     for kind in EVENT_TYPES:
         fields: Any = dtype(kind.name).fields or {}
@@ -176,7 +176,9 @@ def shifted(records: Sequence[bytes], by_ns: int) -> list[bytes]:
     return out
 
 
-def make_frames(records: Sequence[bytes], batch_size: int, per_node: int = 0) -> list[tuple[bytes, int]]:
+def make_frames(
+    records: Sequence[bytes], batch_size: int, per_node: int = 0, wall_offset_ns: int = 1_700_000_000 * _SECOND
+) -> list[tuple[bytes, int]]:
     """(frame, number of events) for each batch.
 
     With ``per_node``, a node has so many records in a row, as the recorded host had: processes, their parents and the
@@ -195,7 +197,7 @@ def make_frames(records: Sequence[bytes], batch_size: int, per_node: int = 0) ->
             session=1,
             sequence=1 + len(out),
             count=len(part),
-            wall_offset_ns=1_700_000_000 * _SECOND,
+            wall_offset_ns=wall_offset_ns,
         )
         out.append((encode_batch(header, raw), len(part)))
     return out
@@ -347,7 +349,12 @@ def run(seconds: float = 1.0, frames_file: Path | None = None, sizes: Iterable[i
         curve = {}
         for size in sizes:
             usable = min(size, int(MAX_RAW / (raw / len(records)) * 0.98))
-            frames = make_frames(records, usable, max(_EVENTS // NODES, recorded) if frames_file else 0)
+            if frames_file:
+                # With the recorded clock, since detectors compare files' change times with it.
+                header, _ = decode_batch(frames_file.read_bytes())
+                frames = make_frames(records, usable, max(_EVENTS // NODES, recorded), header.wall_offset_ns)
+            else:
+                frames = make_frames(records, usable)
             before = os.getloadavg()[0]
             curve[str(size)] = {**measure(make_engine, frames, seconds), "batch": usable, "load_average": before}
             curve[str(size)]["compression"] = raw / sum(len(f) for f, _ in frames)
