@@ -25,9 +25,10 @@ import json
 import os
 import re
 import struct
+import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,6 +149,7 @@ class _Libbpf:
             ("bpf_map_get_next_key", integer, (integer, pointer, pointer)),
             ("bpf_obj_pin", integer, (integer, text)),
             ("bpf_obj_get", integer, (text,)),
+            ("bpf_obj_get_info_by_fd", integer, (integer, pointer, ctypes.POINTER(ctypes.c_uint32))),
             ("bpf_prog_test_run_opts", integer, (integer, pointer)),
             ("libbpf_num_possible_cpus", integer, ()),
             ("libbpf_set_print", pointer, (_PRINT,)),
@@ -306,7 +308,39 @@ class Programs(Generation):
         self.reused = reused
         self.hooks = list(hooks)
         self.stale: list[Generation] = []
+        # Held although they are pinned too: who removes a pin does not detach the program while the agent runs.
         self._links = dict(links or {})
+        self._links_lock = threading.Lock()  # heartbeats look at the links in another thread than closes them
+
+    def check_hooks(self) -> list[HookState]:
+        """`hooks` as they are now: one whose link the kernel has ended is ``failed``.
+
+        A hook whose pin was removed still works, and says in its ``reason`` that it ends with this process.
+        Cheap: one system call and one stat for each link. May be called in any thread.
+        """
+        found: dict[str, tuple[HookStatus, str]] = {}
+        with self._links_lock:
+            for program in PROGRAMS:
+                fd = self._links.get(program.name)
+                if fd is None:
+                    continue
+                ended = _link_ended(fd)
+                if ended:
+                    found[program.hook] = ("failed", ended)
+                elif self._directory is not None and not os.path.lexists(self._directory / f"link_{program.name}"):
+                    found.setdefault(program.hook, ("loaded", "its pin was removed; it ends with the agent"))
+        return [
+            replace(hook, state=found[hook.hook][0], reason=found[hook.hook][1])
+            if hook.state == "loaded" and hook.hook in found
+            else hook
+            for hook in self.hooks
+        ]
+
+    def _close_links(self) -> None:
+        with self._links_lock:
+            for fd in self._links.values():
+                os.close(fd)
+            self._links.clear()
 
     def set_filters(self, filters: Mapping[str, Any]) -> None:
         """Change what is reported, without reloading. Keys that are missing take their defaults.
@@ -349,21 +383,36 @@ class Programs(Generation):
 
     def detach(self, unpin: bool = True) -> None:
         """Stop the programs; ``unpin`` also removes the pinned maps, so that what is still in the ring is given up."""
-        for fd in self._links.values():
-            os.close(fd)
-        self._links.clear()
+        self._close_links()
         self.stop()
         if unpin and self._directory is not None:
             _remove_directory(self._directory)
 
     def close(self) -> None:
         """Close all file descriptors. Pinned programs go on; unpinned ones end here."""
-        for fd in self._links.values():
-            os.close(fd)
-        self._links.clear()
+        self._close_links()
         for generation in self.stale:
             generation.close()
         super().close()
+
+
+_LINK_INFO = struct.Struct("<IIIxxxxQ")
+"""The start of the kernel's struct bpf_link_info: type, id, program id; of a cgroup's link, the cgroup's id."""
+_LINK_TYPE_CGROUP = 3
+
+
+def _link_ended(fd: int) -> str:
+    """Why the link's program does not run any more, or an empty string.
+
+    A tracing link lives as long as a descriptor of it; the link of a cgroup can be detached under its holder, and
+    then names cgroup 0.
+    """
+    info = ctypes.create_string_buffer(256)
+    size = ctypes.c_uint32(len(info))
+    if _bpf().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size)):
+        return f"its link is gone: {_errno_text()}"
+    kind, _, _, cgroup = _LINK_INFO.unpack_from(info.raw)
+    return "it was detached from its cgroup" if kind == _LINK_TYPE_CGROUP and not cgroup else ""
 
 
 # ---- finding out about this machine ----
@@ -450,7 +499,7 @@ def _open_generation(directory: Path) -> tuple[dict[str, Any], dict[str, int]]:
         for name in _MAPS:
             maps[name] = _get(directory / name)
         meta = json.loads(_lookup(maps["meta"], _ZERO, _META_SIZE).rstrip(b"\0"))
-        if not isinstance(meta, dict) or not isinstance(meta.get("session"), int):
+        if not isinstance(meta, dict) or not all(isinstance(meta.get(key), int) for key in ("session", "ring_bytes")):
             raise ValueError("no meta data")
     except BaseException:
         for fd in maps.values():
@@ -514,20 +563,35 @@ def _find_pinned(directory: Path, identity: str) -> tuple[Programs | None, list[
         except (OSError, ValueError):
             _remove_directory(path)  # a loader was killed in the middle of pinning it
             continue
-        complete = all((path / f"link_{name}").exists() for name in meta["links"])
-        if current is None and meta["identity"] == identity and complete:
-            hooks = [HookState(*entry) for entry in meta["hooks"]]
-            current = Programs(meta["session"], maps, meta["ring_bytes"], path, hooks, reused=True)
-            if meta["exclude_self"]:
-                fd = _get(path / "identify")
-                _identify(fd)
-                os.close(fd)
-            else:
-                current.set_own_tgid(0)
-        else:
-            own_layout = meta.get("settings_size") == _SETTINGS.size
-            stale.append(Generation(meta["session"], maps, meta["ring_bytes"], path, own_layout=own_layout))
+        if current is None and meta.get("identity") == identity:
+            current = _take_over(path, meta, maps)
+            if current is not None:
+                continue
+        own_layout = meta.get("settings_size") == _SETTINGS.size
+        stale.append(Generation(meta["session"], maps, meta["ring_bytes"], path, own_layout=own_layout))
     return current, stale
+
+
+def _take_over(path: Path, meta: Mapping[str, Any], maps: Mapping[str, int]) -> Programs | None:
+    """The programs pinned in ``path``, or None when links or meta data are not what this version left there."""
+    links: dict[str, int] = {}
+    try:
+        hooks = [HookState(*entry) for entry in meta["hooks"]]
+        exclude_self = meta["exclude_self"]
+        for name in meta["links"]:
+            links[name] = _get(path / f"link_{name}")
+        identify = _get(path / "identify") if exclude_self else -1
+    except (OSError, KeyError, TypeError):
+        for fd in links.values():
+            os.close(fd)
+        return None
+    programs = Programs(meta["session"], maps, meta["ring_bytes"], path, hooks, reused=True, links=links)
+    if exclude_self:
+        _identify(identify)
+        os.close(identify)
+    else:
+        programs.set_own_tgid(0)
+    return programs
 
 
 def _identify(program_fd: int) -> None:
@@ -689,9 +753,6 @@ def _load_anew(path: Path, base: Path, pin_dir: Path | None, config: Config, ide
             _pin(identify, directory / "identify")
             for name in _MAPS:  # meta last: it makes the generation complete
                 _pin(maps[name], directory / name)
-            for fd in links.values():
-                os.close(fd)
-            links.clear()
             programs._directory = directory
         programs._links = links
         return programs

@@ -303,7 +303,7 @@ class Agent:
             "host": about,
             "hooks": [
                 {"event": hook.event, "hook": hook.hook, "state": hook.state, "reason": hook.reason}
-                for hook in self._programs.hooks
+                for hook in self._programs.check_hooks()
             ],
             "spool": {
                 "bytes": spool.bytes,

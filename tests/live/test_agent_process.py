@@ -173,7 +173,9 @@ def test_what_does_not_fit_is_given_up_oldest_first_and_counted(
     world: AgentWorld, load: Path, disk: str, limit: str, reason: str | None
 ) -> None:
     world.spool.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={disk},mode=0700", "vedette-test", str(world.spool)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={disk},mode=0700", "vedette-test", str(world.spool)], check=True
+    )
     world.start("--spool-limit", limit)
     world.detector.stop()
     pid = run_storm(load, 600_000, 120_000)
@@ -212,6 +214,24 @@ def test_an_agent_that_leaves_the_programs_attached_hands_over_without_a_gap(wor
     argvs = [v["argv"] for name, v in world.events() if name == "exec"]
     assert argvs.count(b"/bin/echo\0between two agents\0") == 1
     assert sum(1 for b in world.detector.batches if b.flags & BatchFlags.SNAPSHOT) == 1
+
+
+def test_who_removes_a_pin_does_not_blind_the_running_agent(world: AgentWorld) -> None:
+    world.start()
+    pins = list(world.pins.glob("*/link_*"))
+    assert pins
+    for pin in pins:
+        pin.unlink()
+    beats = len(world.detector.heartbeats)
+    world.detector.wait_for(lambda: len(world.detector.heartbeats) > beats)
+    subprocess.run(["/bin/echo", "without a pin"], check=True, stdout=subprocess.DEVNULL)
+    assert world.stop() == 0
+
+    argvs = [v["argv"] for name, v in world.events() if name == "exec"]
+    assert argvs.count(b"/bin/echo\0without a pin\0") == 1
+    hooks = world.detector.heartbeats[-1]["hooks"]
+    assert "its pin was removed; it ends with the agent" in {hook["reason"] for hook in hooks}
+    assert [p for p in world.pins.iterdir() if p.is_dir()] == []
 
 
 def test_a_spool_that_was_lost_begins_a_new_session(world: AgentWorld) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,83 @@ def test_another_object_or_config_begins_a_session_and_offers_the_old_ring(
     assert [p.name for p in pins.iterdir()] == [str(new.session)]
     new.detach()
     new.close()
+
+
+def link_id(fd: int) -> int:
+    info, size = ctypes.create_string_buffer(256), ctypes.c_uint32(256)
+    assert ctypes.CDLL("libbpf.so.1").bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size)) == 0
+    return int.from_bytes(info.raw[4:8], "little")
+
+
+def link_lives(link: int) -> bool:
+    fd: int = ctypes.CDLL("libbpf.so.1").bpf_link_get_fd_by_id(link)
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_who_removes_the_pins_does_not_detach_and_it_is_told(
+    bpf_object: Path, bpffs: Path, tmp_path: Path, reused: bool
+) -> None:
+    pins, config = bpffs / f"removed{reused}", loader.Config(ring_bytes=1 << 20, exclude_self=False)
+    programs = loader.load(bpf_object, pins, config)
+    if reused:
+        programs.close()
+        programs = loader.load(bpf_object, pins, config)
+    assert programs.reused == reused
+    assert programs.check_hooks() == programs.hooks
+    for pin in (pins / str(programs.session)).glob("link_*"):
+        pin.unlink()
+    ring = _native.Ring(programs.ring_fd, programs.ring_size)
+    subprocess.run(["sleep", "0.2"], check=True)  # the kernel detaches a moment after the last reference goes
+    drain(ring)
+    write(tmp_path / "later")
+    assert os.fsencode(tmp_path / "later") in [r.path for r in drain(ring) if r.event == "open"]
+    now = programs.check_hooks()
+    assert {h.state for h in now} == {"loaded"}
+    assert "its pin was removed; it ends with the agent" in {h.reason for h in now}
+    ring.close()
+    ids = [link_id(fd) for fd in programs._links.values()]
+    assert [i for i in ids if not link_lives(i)] == []
+    programs.detach()
+    programs.close()
+    deadline = time.monotonic() + 10
+    while any(map(link_lives, ids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [i for i in ids if link_lives(i)] == []
+
+
+def test_a_hook_that_was_detached_under_its_holder_has_failed(bpf_object: Path) -> None:
+    programs = loader.load(bpf_object, None, loader.Config(ring_bytes=1 << 20))
+    try:
+        cgroup = {p.name: p.hook for p in PROGRAMS if p.attachment == "cgroup" and p.name in programs._links}
+        name, hook = next(iter(cgroup.items()))
+        assert ctypes.CDLL("libbpf.so.1").bpf_link_detach(programs._links[name]) == 0
+        failed = [h for h in programs.check_hooks() if h.state != "loaded"]
+        assert {(h.hook, h.state, h.reason) for h in failed} == {(hook, "failed", "it was detached from its cgroup")}
+    finally:
+        programs.close()
+
+
+@pytest.mark.parametrize("key", ["identity", "links", "hooks", "exclude_self", "settings_size"])
+def test_meta_data_of_another_version_makes_the_generation_stale(bpf_object: Path, bpffs: Path, key: str) -> None:
+    pins, config = bpffs / f"meta_{key}", loader.Config(ring_bytes=1 << 20)
+    old = loader.load(bpf_object, pins, config)
+    meta = json.loads(loader._lookup(old._maps["meta"], loader._ZERO, loader._META_SIZE).rstrip(b"\0"))
+    del meta[key]
+    loader._update(old._maps["meta"], loader._ZERO, json.dumps(meta).encode().ljust(loader._META_SIZE, b"\0"))
+    old.close()
+    new = loader.load(bpf_object, pins, config)
+    # The layout of the settings matters only for stopping: the same object is still the same generation.
+    expected = (True, []) if key == "settings_size" else (False, [old.session])
+    assert (new.reused, [g.session for g in new.stale]) == expected
+    for generation in new.stale:
+        generation.remove()
+    new.detach()
+    new.close()
+    assert list(pins.iterdir()) == []
 
 
 def test_half_a_generation_is_cleared_away(bpf_object: Path, bpffs: Path) -> None:
