@@ -76,11 +76,13 @@ class Heap:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        count = len(self.offsets) - 1
+        offsets = self._offsets if not isinstance(self._offsets, bytes) else self.offsets
+        count = len(offsets) - 1
         if not -count <= index < count:
             raise IndexError(f"tail {index} of {count}")
-        index %= count
-        return self.data[int(self.offsets[index]) : int(self.offsets[index + 1]) - 1]
+        if index < 0:
+            index += count
+        return self.data[offsets.item(index) : offsets.item(index + 1) - 1]
 
     def __iter__(self) -> Iterator[bytes]:
         bounds = self.offsets.tolist()

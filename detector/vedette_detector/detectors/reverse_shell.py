@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -151,10 +152,23 @@ def _is_interactive(process: Process) -> bool:
     )
 
 
+@lru_cache(maxsize=1024)
+def _given_command(path: bytes, argv: bytes) -> tuple[bool, bool]:
+    """Whether a shell was given a command or a script, and whether in the way in which gawk starts one.
+
+    Remembered: a host that starts many shells starts the same ones again and again.
+    """
+    arguments = split_args(argv)
+    return bool(_operands(path, arguments)), len(arguments) >= 3 and arguments[1] == b"-c"
+
+
+def _two_pipes(stdin_kind: int, stdout_kind: int) -> bool:
+    return stdin_kind in (StdioKind.PIPE, StdioKind.UNIX) and stdout_kind == stdin_kind
+
+
 def _as_awk_starts(stdin_kind: int, stdout_kind: int, argv: Sequence[bytes]) -> bool:
     """Whether a shell is started as gawk starts it: a command, two pipes."""
-    two_pipes = stdin_kind in (StdioKind.PIPE, StdioKind.UNIX) and stdout_kind == stdin_kind
-    return two_pipes and len(argv) >= 3 and argv[1] == b"-c"
+    return _two_pipes(stdin_kind, stdout_kind) and len(argv) >= 3 and argv[1] == b"-c"
 
 
 def _output(process: Process) -> tuple[int, int]:
@@ -264,8 +278,8 @@ class ReverseShell(Detector):
                 if stdin not in _RELAYED:
                     continue
                 if argc > 1:
-                    argv = split_args(segment.tail("argv", row))
-                    if _operands(segment.tail("path", row), argv) and not _as_awk_starts(stdin, stdout, argv):
+                    command, as_awk = _given_command(segment.tail("path", row), segment.tail("argv", row))
+                    if command and not (as_awk and _two_pipes(stdin, stdout)):
                         continue
             out.append(row)
         return out
