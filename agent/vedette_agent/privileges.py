@@ -86,7 +86,7 @@ def missing(privileges: Privileges) -> list[str]:
     return [NAMES[cap] for cap in sorted(absent, key=lambda cap: (cap not in NEEDED, cap))]
 
 
-def drop(uid: int = 65534, gid: int = 65534, keep: frozenset[int] = KEPT) -> Privileges:
+def drop(uid: int, gid: int, keep: frozenset[int] = KEPT) -> Privileges:
     """Become ``uid`` and keep only ``keep`` (as far as they are there).
 
     Started without CAP_SETUID and already as another user than root (a container), the user stays what it is.

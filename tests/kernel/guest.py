@@ -64,7 +64,7 @@ def watch(user: str, pins: Path, orders: Any, answers: Any) -> None:
     prepare.raise_limits(0)
     prepare.mount_bpffs(pins, 65534 if user == "agent" else 0)
     if user == "agent":
-        privileges.drop()
+        privileges.drop(65534, 65534)
     path = HERE / ("vedette.base.bpf.o" if user == "base" else "vedette.bpf.o")
     begun = time.monotonic()
     programs = loader.load(path, pins / "vedette", CONFIG)

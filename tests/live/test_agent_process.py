@@ -22,7 +22,7 @@ ORDINARY = """
 import sys
 from vedette_agent import main, privileges
 main.preload(main.settings.parse(sys.argv[1:]))
-privileges.drop()
+privileges.drop(65534, 65534)
 sys.exit(main.main(sys.argv[1:]))
 """
 """An agent that was never root. Python itself may lie where only root may read, so it is not simply run by setpriv."""

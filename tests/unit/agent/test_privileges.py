@@ -26,7 +26,7 @@ from vedette_agent.privileges import (
 SCRIPT = """
 import json, os
 from vedette_agent.privileges import drop
-drop()
+drop(65534, 65534)
 status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
 names = "Uid Gid Groups CapPrm CapEff CapBnd CapAmb CapInh NoNewPrivs".split()
 result = {k: status[k].strip() for k in names}
@@ -62,7 +62,7 @@ def test_threads_that_would_keep_their_privileges_prevent_dropping() -> None:
     thread.start()
     try:
         with pytest.raises(PrivilegeError, match="before threads are started"):
-            drop()
+            drop(65534, 65534)
     finally:
         stop.set()
         thread.join()
