@@ -24,6 +24,7 @@ from tools.containers import (
     RESOLVER_V4,
     Container,
     HostSandbox,
+    Place,
     ensure_rootfs,
 )
 from tools.containers.place import in_network_of, listening_socket
@@ -218,7 +219,7 @@ def open_place(behaviour: Behaviour) -> Iterator[Container | HostSandbox]:
             yield container
 
 
-def command_of(behaviour: Behaviour, place: Container | HostSandbox, port: int, port2: int) -> list[str]:
+def command_of(behaviour: Behaviour, place: Place, port: int, port2: int) -> list[str]:
     """The behaviour's command with its words in braces replaced; pure."""
     on_host = isinstance(place, HostSandbox)
     words = {
@@ -240,7 +241,7 @@ def command_of(behaviour: Behaviour, place: Container | HostSandbox, port: int, 
     return out
 
 
-def perform(behaviour: Behaviour, place: Container | HostSandbox) -> Performed:
+def perform(behaviour: Behaviour, place: Place) -> Performed:
     """Carry ``behaviour`` out in ``place``, which `open_place` made for it."""
     port, port2 = (random.randrange(20000, 30000) for _ in range(2))
     with tempfile.TemporaryDirectory(prefix="vedette-attacker-") as directory:

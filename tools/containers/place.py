@@ -38,9 +38,13 @@ T = TypeVar("T")
 class Place(Protocol):
     """Somewhere to run commands; `Container` and `HostSandbox`."""
 
-    name: str
-    root: Path
-    """The place's root directory as this process sees it."""
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def root(self) -> Path:
+        """The place's root directory as this process sees it."""
 
     @property
     def namespaces_pid(self) -> int:
