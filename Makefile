@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup bpf lint format test unit live kernels demo bench clean
+.PHONY: help setup bpf lint format test unit live kernels demo demo-host bench clean
 
 PYTHON := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE ?=
@@ -43,8 +43,11 @@ live: setup ## Run the tests that load real BPF programs into this kernel (root)
 kernels: setup ## Load the programs into other kernels, 5.10 to the newest, in virtual machines (qemu, mmdebstrap)
 	$(PYTHON) -m pytest tests/kernel $(ARGS)
 
-demo: setup ## Attack this machine harmlessly, a dozen ways, and watch the findings arrive (root)
-	@$(PYTHON) tools/demo/demo.py $(ARGS)
+demo: setup ## Start a Kubernetes here, install Vedette, attack from pods, see the findings, take all down (root)
+	@$(PYTHON) tools/demo/in_cluster.py $(ARGS)
+
+demo-host: setup ## The same without Kubernetes: attack this machine harmlessly, a dozen ways (root)
+	@$(PYTHON) tools/demo/host.py $(ARGS)
 
 bench: setup ## Measure; prints each figure beside the machine's load, writes build/bench.json (root)
 	@$(PYTHON) benchmarks/run.py $(ARGS)

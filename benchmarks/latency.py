@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.attacks.catalogue import C2_LISTED_NETWORK, THREAT_LIST
 from tools.containers import HostSandbox
-from tools.demo.demo import Arrival, Watcher, running, wait_until_watched
+from tools.demo.host import Arrival, Watcher, running, wait_until_watched
 from vedette_cli import detector_client
 from vedette_cli.location import Location
 

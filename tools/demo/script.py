@@ -34,3 +34,16 @@ ORDINARY: tuple[tuple[str, str], ...] = (
     ("ordinary-fileless-runc", "runc runs itself from memory: container engines do."),
 )
 """What looks alike and must stay quiet."""
+
+IN_PODS: tuple[tuple[str, str], ...] = (
+    ("reverse-shell-python-pty", "Python in a pod connects out and hands the attacker a shell on a pseudo-terminal."),
+    ("new-binary-downloaded", "A program that was not in the image is fetched, made executable and run."),
+    ("fileless-memfd", "A program runs from memory; no file of it ever existed on a disk."),
+    ("inject-proc-mem", "One process writes code into another through /proc/PID/mem."),
+    ("release-agent", "A privileged pod writes cgroup v1's release_agent: the kernel would run it on the node."),
+    ("miner-renamed", "A renamed crypto miner, recognised by how it is called."),
+    ("c2-tcp", "A connection to an address on your threat list."),
+    ("ordinary-pipeline", "Shell pipes and redirections, as scripts do all day."),
+    ("ordinary-bash-http-client", "A health check in bash by /dev/tcp: a connection, but no shell on it."),
+)
+"""What the demo in a cluster plays, attacks first."""

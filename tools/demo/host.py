@@ -1,4 +1,4 @@
-"""``make demo``: attack this machine harmlessly, and watch the findings arrive.
+"""``make demo-host``: attack this machine harmlessly, and watch the findings arrive.
 
 Starts Vedette on this host with a data directory of its own, carries out behaviours of ``tools/attacks`` in throw-away
 containers and on the host (everything stays in network namespaces without a way out), prints each finding when it is in
@@ -243,7 +243,7 @@ def chosen(names: Sequence[str], everything: bool) -> list[tuple[Behaviour, str]
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="make demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="make demo-host", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="behaviours to play instead of the usual ones (see --list)")
     parser.add_argument("--all", action="store_true", help="play the whole catalogue")
