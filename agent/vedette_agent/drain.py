@@ -7,6 +7,10 @@ the ring. Killed between append and commit: the spool's last batch of the sessio
 
 Batches are made at most every ``batch_s`` unless a MiB is pending, and only when there is something to send: an idle
 host sends nothing but heartbeats.
+
+An agent without pins that is killed loses what is in the ring. Up to when nothing was lost is therefore told: a batch
+of the ring carries as ``created_ns`` a time before which all that the kernel reported is in it or in an earlier one,
+and `Drain.drained_ns` says the same of the last look, also on a host where nothing happens.
 """
 
 from __future__ import annotations
@@ -91,8 +95,18 @@ class Batches:
         ring_from: int | None = None,
         ring_to: int | None = None,
         flags: BatchFlags = NO_FLAGS,
+        created_ns: int | None = None,
     ) -> bool:
         """Make one batch of ``count`` records; without ring positions, of records that the agent made itself.
+
+        Args:
+            records: whole records.
+            count: their number.
+            ring_from: ring position of the first.
+            ring_to: ring position behind the last.
+            flags: what is particular about the batch.
+            created_ns: boot time up to which the ring is in this batch and those before it; 0: up to the newest
+                record. None for records that did not come from the ring: now.
 
         Returns:
             False when the spool has no room: nothing has happened.
@@ -110,7 +124,7 @@ class Batches:
             ring_from=self.ring_to if ring_from is None else ring_from,
             ring_to=self.ring_to if ring_to is None else ring_to,
             wall_offset_ns=time.time_ns() - now,
-            created_ns=now,
+            created_ns=now if created_ns is None else created_ns or last,
             first_time=first,
             last_time=last,
             flags=flags,
@@ -175,11 +189,15 @@ class Drain:
         """How often the ring's contents had to be given up because they contradicted themselves."""
         self.spool_full = False
         """Whether the spool had no room at the last look."""
+        self.drained_ns = 0
+        """Boot time of the last look after which nothing older was left in the ring; 0 before the first."""
 
     def step(self, now_s: float) -> float:
         """One look. Returns the seconds to sleep before the next."""
+        looked_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         pending = self._ring.producer - self._ring.consumer
         if pending <= 0:
+            self.drained_ns = looked_ns
             self._idle += 1
             return self._poll_s * 2 if self._idle > self.IDLE_LOOKS else self._poll_s
         self._idle = 0
@@ -196,7 +214,8 @@ class Drain:
 
     def move(self, flags: BatchFlags = NO_FLAGS) -> int:
         """Move at most one batch from the ring into the spool. Returns the bytes moved."""
-        start = self._ring.consumer
+        looked_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        start, end = self._ring.consumer, self._ring.producer
         try:
             records, position, count = self._ring.drain(BATCH_BYTES)
         except RingError:
@@ -205,20 +224,35 @@ class Drain:
             self.corrupt += 1
             self._ring.commit(self._ring.producer)
             return 0
+        emptied = position >= end  # else more is in the ring than one batch takes, or a record is still being written
         if count:
-            self.spool_full = not self._batches.append(records, count, ring_from=start, ring_to=position, flags=flags)
+            self.spool_full = not self._batches.append(
+                records,
+                count,
+                ring_from=start,
+                ring_to=position,
+                flags=flags,
+                created_ns=looked_ns if emptied else 0,
+            )
             if self.spool_full:
                 return 0
         if position > start:
             self._ring.commit(position)
+        if emptied:
+            self.drained_ns = looked_ns
         self.events += count
         self.bytes += len(records)
         return len(records)
 
-    def finish(self, timeout_s: float, flags: BatchFlags = NO_FLAGS) -> bool:
+    def finish(self, timeout_s: float, flags: BatchFlags = NO_FLAGS, stopped_ns: int | None = None) -> bool:
         """Move all that is left, then append an empty batch with ``flags`` if there are any.
 
         Programs that stay attached go on filling the ring: after the timeout, what has come since is left in it.
+
+        Args:
+            timeout_s: time to take for it.
+            flags: of the empty batch; none: no such batch.
+            stopped_ns: boot time at which the programs were told to stop, which the empty batch then carries.
 
         Returns:
             False when something had to stay in the ring.
@@ -232,7 +266,7 @@ class Drain:
                 return reached and not flags
             if moved == 0:
                 time.sleep(0.001)  # a record is still being written, or the disk is full
-        return not flags or self._batches.append(b"", 0, flags=flags)
+        return not flags or self._batches.append(b"", 0, flags=flags, created_ns=stopped_ns)
 
     def _pending(self) -> int:
         return self._ring.producer - self._ring.consumer

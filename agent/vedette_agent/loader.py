@@ -306,11 +306,18 @@ class Programs(Generation):
     ) -> None:
         super().__init__(session, maps, ring_size, directory)
         self.reused = reused
+        self.attached_ns: int | None = None
+        """Boot time at which the last program was attached; None when they were found running."""
         self.hooks = list(hooks)
         self.stale: list[Generation] = []
         # Held although they are pinned too: who removes a pin does not detach the program while the agent runs.
         self._links = dict(links or {})
         self._links_lock = threading.Lock()  # heartbeats look at the links in another thread than closes them
+
+    @property
+    def pinned(self) -> bool:
+        """Whether they outlive this process."""
+        return self._directory is not None
 
     def check_hooks(self) -> list[HookState]:
         """`hooks` as they are now: one whose link the kernel has ended is ``failed``.
@@ -734,6 +741,7 @@ def _load_anew(path: Path, base: Path, pin_dir: Path | None, config: Config, ide
             _identify(identify)
         _fill_calls(loaded, maps["calls"], left_out)
         _attach(loaded, config, links, left_out)
+        programs.attached_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         programs.hooks = _states(left_out)
         if pin_dir is not None:
             meta = {

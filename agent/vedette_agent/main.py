@@ -323,6 +323,9 @@ class Agent:
             "host_mnt_ns": host.namespace("mnt"),
             "events": self._drain.events,
             "sequence": self._batches.sequence,
+            "drained_ns": self._drain.drained_ns,
+            "attached_ns": self._programs.attached_ns,
+            "pinned": self._programs.pinned,
         }
         if self._hasher is not None:
             document["hashes"] = {"hashed": self._hasher.hashed, "unavailable": self._hasher.unavailable}
@@ -337,8 +340,9 @@ class Agent:
             drained = self._drain.finish(FINAL_DRAIN_S)
         else:
             # The maps stay pinned until they are empty: killed in between, the next agent drains the rest.
+            stopped_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             self._programs.detach(unpin=False)
-            drained = self._drain.finish(FINAL_DRAIN_S, BatchFlags.FINAL)
+            drained = self._drain.finish(FINAL_DRAIN_S, BatchFlags.FINAL, stopped_ns)
             self._programs.detach(unpin=True)
         self._sender.stop(FINAL_SEND_S)
         left = self._spool.stats().batches

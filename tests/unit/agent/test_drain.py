@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -225,6 +226,42 @@ def test_the_end_is_marked_after_everything_was_moved(world: World) -> None:
     batches = everything(world.spool)
     assert [n for _, found in batches for n in found] == [1, 2, 3, 4, 5]
     assert [h.flags for h, _ in batches] == [BatchFlags(0), BatchFlags.FINAL]
+
+
+def test_a_batch_says_up_to_when_the_ring_is_in_it(world: World) -> None:
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    world.emit(2)
+    world.drain.step(100.0)
+    emptied = world.drain.drained_ns
+    world.kernel.put(event(3))
+    position = world.kernel.producer
+    world.kernel.put(event(4), BUSY)
+    world.drain.step(101.0)
+    held_back = world.drain.drained_ns
+    world.kernel.finish(position)
+    world.drain.step(102.0)
+    idle = world.drain.step(103.0)
+
+    all_of_it, some_of_it, rest = [header for header, _ in everything(world.spool)]
+    assert before < all_of_it.created_ns == emptied == held_back
+    assert some_of_it.created_ns == some_of_it.last_time == 1003  # what follows may be as old
+    assert emptied < rest.created_ns < world.drain.drained_ns  # an idle look moves it on, without a batch
+    assert idle == 0.02
+
+
+def test_what_could_not_be_spooled_is_not_drained(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.emit()
+    with monkeypatch.context() as patch:
+        patch.setattr(world.spool, "append", lambda header, batch: False)
+        world.drain.step(100.0)
+    assert world.drain.drained_ns == 0
+
+
+def test_the_end_carries_when_the_programs_were_stopped(world: World) -> None:
+    world.emit()
+    assert world.drain.finish(1.0, BatchFlags.FINAL, stopped_ns=4711)
+
+    assert [h.created_ns == 4711 for h, _ in everything(world.spool)] == [False, True]
 
 
 def test_programs_that_go_on_do_not_hold_up_the_end(world: World) -> None:
