@@ -5,10 +5,12 @@ The forms that container runtimes and the kubelet write, with the cgroupfs and t
 - docker: ``/docker/<id>``, ``/system.slice/docker-<id>.scope``
 - containerd in Kubernetes: ``/kubepods/burstable/pod<uid>/<id>``,
   ``/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.slice/cri-containerd-<id>.scope``
-- CRI-O: ``.../crio-<id>.scope`` (with ``crio-conmon-<id>.scope`` for its monitor)
+- CRI-O: ``.../crio-<id>.scope`` (with ``crio-conmon-<id>.scope`` for its monitor), on newer ones with a ``container``
+  leaf below it; with the cgroupfs driver ``.../crio-<id>``
+- any root before ``kubepods``: the kubelet's ``--cgroup-root`` (``/kubelet.slice/kubelet-kubepods.slice/…`` of kind)
 - podman: ``/machine.slice/libpod-<id>.scope``, with a ``container`` leaf below it
-- the nested forms of a runtime inside a container (kind, docker in docker), where the outermost id is the
-  container that the host knows.
+- the nested forms of a runtime inside a container (kind, docker in docker, docker in a pod), where the outermost id is
+  the container that the host knows; where that one is in no pod, a pod's container below it is kept aside as ``inner``.
 
 The kubelet's systemd driver writes the pod's UID with ``_`` for ``-``
 (kubernetes/pkg/kubelet/cm/cgroup_manager_linux.go). An attacker who is root in a container with a writable cgroup
@@ -58,25 +60,37 @@ def parse_cgroup(path: bytes) -> ContainerRef | None:
         The container, or None where the path names none (host services, sessions, a pod's own cgroup, the
         monitor process of a container).
     """
+    return _parse(path.split(b"/"), safe_text(path))
+
+
+def _parse(parts: list[bytes], shown: str) -> ContainerRef | None:
     pod_uid = None
     parent = b""
-    for part in path.split(b"/"):
+    for place, part in enumerate(parts):
         pod = _POD.search(part)
         if pod is not None and pod_uid is None:
-            uid = pod.group(1).replace(b"_", b"-").decode("ascii")
-            pod_uid = uid
+            pod_uid = pod.group(1).replace(b"_", b"-").decode("ascii")
         found = _ID.search(part)
         if found is not None:
             if part.startswith(_MONITORS):
                 return None
+            inner = _parse(parts[place + 1 :], shown) if pod_uid is None else None
             return ContainerRef(
                 container_id=found.group(1).decode("ascii"),
                 pod_uid=pod_uid,
                 runtime=_runtime(part, parent, pod_uid is not None),
-                cgroup_path=safe_text(path),
+                cgroup_path=shown,
+                inner=_of_a_pod(inner),
             )
         parent = part
     return None
+
+
+def _of_a_pod(reference: ContainerRef | None) -> ContainerRef | None:
+    """``reference``, or what is in it, if that is in a pod; a path has at most some dozen levels."""
+    while reference is not None and reference.pod_uid is None:
+        reference = reference.inner
+    return reference
 
 
 def namespaced_cgroup(path: bytes) -> ContainerRef:

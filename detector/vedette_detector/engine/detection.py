@@ -18,12 +18,15 @@ class ContainerRef:
         runtime: ``docker``, ``containerd``, ``cri-o``, ``podman``, ``kubernetes`` (in a pod, runtime not told) or
             ``unknown``; a guess from the path's form.
         cgroup_path: the path below the hierarchy's root, made safe to show.
+        inner: the container of a pod that the path names below this one, where this one is in no pod: the node may
+            itself be a container. Whoever may make cgroups in this container chooses it.
     """
 
     container_id: str | None
     pod_uid: str | None
     runtime: str
     cgroup_path: str
+    inner: ContainerRef | None = None
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """Container identity from cgroup paths, in the forms that runtimes and the kubelet write."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vedette_detector.engine.container import INITIAL_PID_NS, parse_cgroup
 from vedette_detector.engine.history import NodeHistory
@@ -58,6 +60,11 @@ def test_the_outermost_id_is_the_container(path: str, pod: str | None, runtime: 
         f"/kubepods/burstable/pod{UID}",
         f"/kubepods.slice/kubepods-pod{UID_}.slice/crio-conmon-{ID}.scope",
         f"/machine.slice/libpod-conmon-{ID}.scope",
+        f"/kubepods/burstable/pod{UID}/crio-conmon-{ID}",
+        f"/kubepods.slice/kubepods-burstable.slice/{POD}",
+        "/system.slice/containerd.service",
+        "/system.slice/kubelet.service",
+        "/kubelet.slice/kubelet.service",
         f"/system.slice/{ID[:-1]}.scope",
         f"/system.slice/{ID}0.scope",
         f"/x{ID}y",
@@ -65,6 +72,80 @@ def test_the_outermost_id_is_the_container(path: str, pod: str | None, runtime: 
 )
 def test_paths_that_name_no_container(path: str) -> None:
     assert parse_cgroup(path.encode()) is None
+
+
+STATIC = "99dcb84d2a34f7e338778606703258c4"
+TREE = f"kubepods.slice/kubepods-burstable.slice/{POD}"
+
+
+@pytest.mark.parametrize(
+    ("path", "pod", "runtime"),
+    [
+        # A containerd of Debian 12 on a hybrid hierarchy, cgroupfs driver: the same path in v1's memory and in v2.
+        (f"/kubepods/burstable/pod{UID}/{ID}", UID, "kubernetes"),
+        (f"/kubepods/besteffort/pod{UID}/{ID}", UID, "kubernetes"),
+        (f"/kubepods/pod{UID}/{ID}", UID, "kubernetes"),
+        # The kubelet's --cgroup-root (pkg/kubelet/cm/cgroup_manager_linux.go), with both drivers.
+        (f"/vedette-cluster/vedette/kubepods/besteffort/pod{UID}/{ID}", UID, "kubernetes"),
+        (f"/a.slice/a-kubepods.slice/a-kubepods-burstable.slice/a-{POD}/cri-containerd-{ID}.scope", UID, "containerd"),
+        # EKS (Amazon Linux 2 with docker: cgroupfs; Amazon Linux 2023 with containerd: systemd), GKE (Container-
+        # Optimized OS: cgroupfs on v1, systemd on v2), AKS.
+        (f"/{TREE}/cri-containerd-{ID}.scope", UID, "containerd"),
+        (f"/kubepods.slice/kubepods-burstable.slice/{POD}/docker-{ID}.scope", UID, "docker"),
+        # OpenShift and other CRI-O (internal/config/cgmgr): systemd on v1, on v2, with crun's leaf, cgroupfs.
+        (f"/{TREE}/crio-{ID}.scope", UID, "cri-o"),
+        (f"/{TREE}/crio-{ID}.scope/container", UID, "cri-o"),
+        (f"/{TREE}/crio-{ID}", UID, "cri-o"),
+        (f"/kubepods/burstable/pod{UID}/crio-{ID}", UID, "cri-o"),
+        # containerd with cgroupfs under a kubelet with systemd: runc takes slice:prefix:name as one directory.
+        (f"/system.slice/containerd.service/{POD}:cri-containerd:{ID}", UID, "containerd"),
+        (f"/{POD}:cri-containerd:{ID}", UID, "containerd"),
+        # Static pods: the kubelet's own UID, an MD5 without dashes.
+        (f"/kubepods/burstable/pod{STATIC}/{ID}", STATIC, "kubernetes"),
+        (f"/kubepods.slice/kubepods-burstable-pod{STATIC}.slice/cri-containerd-{ID}.scope", STATIC, "containerd"),
+        # What runs in a pod's container: systemd, docker in docker, a whole kind, names that look like other pods.
+        (f"/kubepods/burstable/pod{UID}/{ID}/init.scope", UID, "kubernetes"),
+        (f"/kubepods/burstable/pod{UID}/{ID}/docker/{INNER}", UID, "kubernetes"),
+        (f"/{TREE}/cri-containerd-{ID}.scope/system.slice/docker-{INNER}.scope", UID, "containerd"),
+        (f"/kubepods/pod{UID}/{ID}/kubepods/pod{STATIC}/{INNER}", UID, "kubernetes"),
+        (f"/kubepods/pod{UID}/{ID}/docker/{INNER}/kubelet/kubepods/pod{STATIC}/{INNER}", UID, "kubernetes"),
+        # Kata Containers: the sandbox's part of the host (src/runtime: cgroups).
+        (f"/{TREE}/cri-containerd-{ID}.scope/kata_overhead", UID, "containerd"),
+    ],
+)  # fmt: skip
+def test_a_pod_s_container_in_every_form(path: str, pod: str, runtime: str) -> None:
+    found = parse_cgroup(path.encode())
+    assert found is not None
+    assert (found.container_id, found.pod_uid, found.runtime, found.inner) == (ID, pod, runtime, None)
+
+
+@pytest.mark.parametrize(
+    ("path", "outer", "inner"),
+    [
+        # kind with the cgroupfs and the systemd driver, minikube's and k3d's nodes in docker.
+        (f"/docker/{ID}/kubelet/kubepods/besteffort/pod{UID}/{INNER}", "docker", "kubernetes"),
+        (f"/docker/{ID}/kubelet.slice/{KUBELET}/cri-containerd-{INNER}.scope", "docker", "containerd"),
+        (f"/system.slice/docker-{ID}.scope/{KUBELET}/cri-containerd-{INNER}.scope", "docker", "containerd"),
+        (f"/system.slice/docker-{ID}.scope/{TREE}/docker-{INNER}.scope", "docker", "docker"),
+        (f"/docker/{ID}/kubepods/pod{UID}/{INNER}", "docker", "kubernetes"),
+        (f"/machine.slice/libpod-{ID}.scope/container/kubelet.slice/{KUBELET}/crio-{INNER}.scope", "podman", "cri-o"),
+        # A kind node within a container of its own.
+        (f"/docker/{ID}/docker/{ID}/kubelet/kubepods/pod{UID}/{INNER}", "docker", "kubernetes"),
+    ],
+)  # fmt: skip
+def test_a_pod_of_a_node_that_is_a_container_is_kept_aside(path: str, outer: str, inner: str) -> None:
+    found = parse_cgroup(path.encode())
+    assert found is not None
+    assert (found.container_id, found.pod_uid, found.runtime) == (ID, None, outer)
+    assert found.inner is not None
+    assert (found.inner.container_id, found.inner.pod_uid, found.inner.runtime) == (INNER, UID, inner)
+    assert found.inner.inner is None
+
+
+@given(st.lists(st.sampled_from([ID, INNER, f"pod{UID}", "kubepods", f"crio-conmon-{ID}.scope", "", "x"]), max_size=60))
+def test_no_path_makes_more_than_one_level(parts: list[str]) -> None:
+    found = parse_cgroup("/".join(parts).encode())
+    assert found is None or found.inner is None or (found.pod_uid is None and found.inner.inner is None)
 
 
 def test_a_path_is_made_safe_to_show() -> None:
