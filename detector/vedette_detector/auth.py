@@ -1,8 +1,9 @@
 """Who may talk to the detector, and for which node.
 
 An `Authenticator` says who sends a request. On a unix socket the kernel says it (`PeerCredentials`); over HTTPS a
-bearer token does (`TokenFile`). What is known of the sender is an `Identity`; `Identity.may_speak_for` holds the rule
-that an agent delivers for its own node only.
+bearer token does, known from a file (`TokenFile`) or to the Kubernetes API server
+(`vedette_detector.cluster.token_review.TokenReviews`). What is known of the sender is an `Identity`;
+`Identity.may_speak_for` holds the rule that an agent delivers for its own node only.
 """
 
 from __future__ import annotations
@@ -57,6 +58,19 @@ class Authenticator(Protocol):
             AuthorizationError: somebody who has no business here.
         """
         ...
+
+
+def bearer_token(request: web.Request) -> str:
+    """The token of ``request``'s Authorization header (RFC 6750 §2.1).
+
+    Raises:
+        AuthenticationError: there is none.
+    """
+    kind, _, token = request.headers.get("Authorization", "").partition(" ")
+    token = token.strip()
+    if kind.lower() != "bearer" or not token:
+        raise AuthenticationError("send 'Authorization: Bearer <token>'", reason="NoToken")
+    return token
 
 
 class PeerCredentials:
@@ -122,14 +136,12 @@ class TokenFile:
 
     async def authenticate(self, request: web.Request) -> Identity:
         """See `Authenticator`."""
-        kind, _, token = request.headers.get("Authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not token:
-            raise AuthenticationError("send 'Authorization: Bearer <token>'", reason="NoToken")
+        token = bearer_token(request).encode("utf-8", "surrogateescape")
         self._read()
         found = None
         # Every token is compared, each in constant time, so that the answer's time tells nothing.
         for known, identity in self._tokens:
-            if hmac.compare_digest(known, token.strip().encode("utf-8", "surrogateescape")):
+            if hmac.compare_digest(known, token):
                 found = identity
         if found is None:
             raise AuthenticationError("the token is not known", reason="UnknownToken")

@@ -78,6 +78,12 @@ class AuthorizationError(DetectorError):
     reason = "Forbidden"
 
 
+class IdentityUnavailableError(DetectorError):
+    """Who asks cannot be found out now; whoever it is keeps everything and comes again."""
+
+    reason = "IdentityUnavailable"
+
+
 class QueryError(DetectorError):
     """A question about events or findings cannot be answered as asked."""
 
@@ -87,6 +93,7 @@ class QueryError(DetectorError):
 _STATUS: tuple[tuple[type[DetectorError], int], ...] = (
     (AuthenticationError, 401),
     (AuthorizationError, 403),
+    (IdentityUnavailableError, 503),
     (OverloadedError, 503),
     (StorageFullError, 503),
     (StoreError, 503),
