@@ -18,9 +18,6 @@ from vedette_cli.when import show_age, show_bytes, show_count, show_time
 STALLED_AFTER_S = 15.0
 """Time without a batch after which events that the kernel has emitted count as stuck; an agent sends twice a second."""
 
-SILENT_AFTER_S = 30.0
-"""Time without a heartbeat after which an agent counts as silent; it sends one every 10 s."""
-
 
 @click.command()
 @location_options
@@ -29,7 +26,8 @@ SILENT_AFTER_S = 30.0
 def status(location: Location, check: bool, form: Format) -> None:
     """Show the running detector, its rules, and for each node: agent, hooks, ledger, spool, rates.
 
-    The ledger accounts for every event: emitted by the kernel = received + on the way + lost.
+    The ledger accounts for every event: emitted by the kernel = received + on the way + lost. Losses of the last day
+    are problems; older ones are shown and are none.
 
     \b
     vedette status
@@ -37,7 +35,7 @@ def status(location: Location, check: bool, form: Format) -> None:
     vedette status -o json | jq '.nodes[].hooks[] | select(.state != "loaded")'
     """
     data = detector_client.get(location.socket, "/v1/status")
-    found = list(problems(data, time.time()))
+    found = list(problems(data))
     if form != "table":
         print_data({**data, "problems": found}, form)
     else:
@@ -48,7 +46,7 @@ def status(location: Location, check: bool, form: Format) -> None:
             for problem in found:
                 print_line("  - ", problem)
         else:
-            print_line(("all is watched, nothing was lost", "green"))
+            print_line(("all is watched, nothing was lost within a day", "green"))
     if check and found:
         raise click.exceptions.Exit(1)
 
@@ -66,8 +64,11 @@ def seconds(value: Any) -> float | None:
     return None
 
 
-def problems(data: dict[str, Any], now: float) -> Iterator[str]:
-    """Yield what a person should know: silent agents, missing hooks, losses, broken rules."""
+def problems(data: dict[str, Any]) -> Iterator[str]:
+    """Yield what a person should know: silent agents, missing hooks, recent losses, broken rules.
+
+    What is silent and what is recent the detector says: its clock is the one that counts.
+    """
     detector = data.get("detector", {})
     if detector.get("healthy") is False:
         yield f"the detector is not well: {describe(detector.get('health'))}"
@@ -87,30 +88,52 @@ def problems(data: dict[str, Any], now: float) -> Iterator[str]:
         yield "no agent has reported yet: nothing is watched"
     for node in nodes:
         name = node.get("node", "?")
-        heartbeat = seconds(node.get("heartbeat_at") or node.get("last_heartbeat_at"))
-        if heartbeat is not None and now - heartbeat > SILENT_AFTER_S:
-            yield f"{name}: the agent has been silent for {show_age(now - heartbeat)}"
-        elif heartbeat is None:
+        age = node.get("heartbeat_age_s")
+        if age is None:
             yield f"{name}: no heartbeat of its agent has come yet"
+        elif node.get("silent"):
+            yield f"{name}: the agent has been silent for {show_age(age)}"
         else:
-            yield from (f"{name}: {problem}" for problem in stuck(node, heartbeat))
+            yield from (f"{name}: {problem}" for problem in stuck(node, age))
         for hook in node.get("hooks") or []:
             if hook.get("state") != "loaded":
                 why = f"{hook.get('hook')} {hook.get('state')}: {hook.get('reason')}"
                 yield f"{name}: {hook.get('event')} is not watched ({why})"
-        for entry in node.get("ledger") or []:
-            session = f"{name}, session {entry.get('session')}"
-            if entry.get("dropped"):
-                yield f"{session}: {show_count(entry['dropped'])} events dropped, the kernel's ring was full"
-            if entry.get("spool_lost_events") or entry.get("spool_lost_batches"):
-                lost = show_count(entry.get("spool_lost_events", 0))
-                yield f"{session}: {lost} events given up by the agent (spool full or batch refused)"
-            if entry.get("balance") == "unbalanced":
-                unexplained = show_count(entry.get("outstanding", 0))
-                yield f"{session}: the account does not balance, {unexplained} events unexplained"
+        yield from (f"{name}: {problem}" for problem in lost(node, "recent"))
 
 
-def stuck(node: dict[str, Any], heartbeat: float) -> Iterator[str]:
+LOSSES = {
+    "dropped_events": "{} events dropped, the kernel's ring was full",
+    "spool_lost_events": "{} events given up by the agent (spool full or batch refused)",
+    "unexplained_batches": "{} batches never came, and no agent says why",
+    "refused_batches": "{} batches refused for good",
+    "contradictions": "the account contradicts itself {} times",
+}
+"""What each kind of loss in the status document is called."""
+
+
+def lost(node: dict[str, Any], period: str) -> Iterator[str]:
+    """Yield what a node has lost: within a day (``recent``) or before that (``earlier``).
+
+    A refused batch is counted by the detector that refused it and then by the agent that gave it up. It is told once.
+    """
+    losses = node.get("losses")
+    counts = losses.get(period) if isinstance(losses, dict) else None
+    if not isinstance(counts, dict):
+        return
+    given_up = counts.get("spool_lost_batches") or 0
+    for kind, text in LOSSES.items():
+        count = counts.get(kind) or 0
+        if kind == "refused_batches":
+            count -= given_up
+        elif kind == "spool_lost_events" and not count and given_up:
+            # The agent's own batches, a snapshot or hashes: no events of the kernel are in them.
+            yield f"{show_count(given_up)} batches given up by the agent (spool full or batch refused)"
+        if count > 0:
+            yield text.format(show_count(count))
+
+
+def stuck(node: dict[str, Any], heartbeat_age: float) -> Iterator[str]:
     """Yield what the kernel's counters in the heartbeat say beyond the last batch: an agent may report and not deliver.
 
     The ledger knows the counters of the last batch only. Where the agent's disk is full, or its draining hangs, no
@@ -126,10 +149,10 @@ def stuck(node: dict[str, Any], heartbeat: float) -> Iterator[str]:
         new, old = counters.get(name), entry.get(name)
         return (new if isinstance(new, int) else 0) - (old if isinstance(old, int) else 0)
 
-    last = max((t for t in (seconds(node.get("last_batch_at")), seconds(node.get("started_at"))) if t), default=None)
-    if last is None or heartbeat - last <= STALLED_AFTER_S:
+    ages = [a for a in (node.get("last_batch_age_s"), node.get("agent_age_s")) if isinstance(a, int | float)]
+    if not ages or min(ages) - heartbeat_age <= STALLED_AFTER_S:
         return
-    age = show_age(heartbeat - last)
+    age = show_age(min(ages) - heartbeat_age)
     if since("emitted") > 0:
         yield f"{show_count(since('emitted'))} events wait on the host, no batch has come for {age}"
     if since("dropped") > 0:
@@ -179,10 +202,10 @@ def print_status(data: dict[str, Any], now: float) -> None:
             "  findings      " + ", ".join(f"{show_count(v)} {k}" for k, v in counts.items() if isinstance(v, int))
         )
     for node in data.get("nodes") or []:
-        print_node(node, now)
+        print_node(node)
 
 
-def print_node(node: dict[str, Any], now: float) -> None:
+def print_node(node: dict[str, Any]) -> None:
     """Print one node."""
     host = node.get("host") or {}
     print_line()
@@ -193,9 +216,8 @@ def print_node(node: dict[str, Any], now: float) -> None:
         parts.append(show_bytes(float(node["rss_bytes"])))
     if node.get("cpu_seconds") is not None:
         parts.append(f"{float(node['cpu_seconds']):.1f} s of CPU")
-    heartbeat = seconds(node.get("heartbeat_at") or node.get("last_heartbeat_at"))
-    if heartbeat is not None:
-        parts.append(f"heard of {show_age(now - heartbeat)} ago")
+    if node.get("heartbeat_age_s") is not None:
+        parts.append(f"heard of {show_age(float(node['heartbeat_age_s']))} ago")
     print_line(f"  agent   {', '.join(parts)}")
     rates = node.get("rates")
     if isinstance(rates, dict) and rates:
@@ -232,15 +254,29 @@ def print_node(node: dict[str, Any], now: float) -> None:
                 Column("DROPPED", right=True, keep=True),
                 Column("DEDUPLICATED", right=True, keep=True),
                 Column(
-                    "BALANCE", style=lambda cell: "green" if cell in ("balanced", "outstanding") else "red", keep=True
+                    "BALANCE",
+                    style=lambda cell: "green" if cell in ("balanced", "outstanding", "-") else "red",
+                    keep=True,
                 ),
             ),
-            [_ledger_row(entry) for entry in ledger],
+            [*_earlier_row(node.get("ledger_before")), *(_ledger_row(entry) for entry in ledger)],
         )
+    for text in lost(node, "earlier"):
+        print_line("  earlier than a day: ", text)
+
+
+_SHOWN = ("emitted", "received", "outstanding", "spool_lost_events", "dropped", "deduplicated")
+
+
+def _earlier_row(sums: Any) -> list[tuple[str, ...]]:
+    """The sums of the sessions that are not shown one by one."""
+    if not isinstance(sums, dict):
+        return []
+    name = f"  {show_count(sums.get('sessions', 0))} sessions before"
+    return [(name, *(show_count(sums.get(n, 0)) for n in _SHOWN), "-")]
 
 
 def _ledger_row(entry: dict[str, Any]) -> tuple[str, ...]:
     first = seconds(entry.get("first_event_ns") or entry.get("first_batch_at_ns"))
     since = show_time(datetime.fromtimestamp(first, UTC)) if first else "-"
-    names = ("emitted", "received", "outstanding", "spool_lost_events", "dropped", "deduplicated")
-    return (f"  {since}", *(show_count(entry.get(n, 0)) for n in names), str(entry.get("balance", "?")))
+    return (f"  {since}", *(show_count(entry.get(n, 0)) for n in _SHOWN), str(entry.get("balance", "?")))

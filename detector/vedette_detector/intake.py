@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +25,9 @@ from vedette_detector.errors import DetectorError, EngineUnavailableError, Overl
 from vedette_detector.findings.model import FindingUpdate, collect
 from vedette_detector.journal import Journal, SessionKey
 from vedette_detector.ledger import Account, Note, NoteKind
+from vedette_detector.sessions import Plan, Sessions, key_of
 from vedette_detector.store import Applied, Effects, Store
+from vedette_detector.text import safe_text
 from vedette_events.framing import BatchError, BatchHeader
 from vedette_events.schema import SCHEMA_VERSION
 
@@ -36,9 +38,14 @@ GROUP_BYTES = 32 << 20
 """A group takes no further batches beyond this size (compressed)."""
 GROUP_RAW_BYTES = 256 << 20
 """Nor beyond this size of their records: every other sender waits until the group is done."""
+GROUP_BATCHES = 4096
+"""Nor beyond this number: a hostile agent may begin a session with each."""
+ENGINE_FAILURES = 3
+"""A batch on which the engine has failed so often is refused for good: its node must not be blocked for ever."""
 STALLED_AFTER_S = 60.0
 """A group takes seconds, and gives up waiting for the database earlier than this."""
 _COMPUTED_KEPT = 4096
+_FATAL = frozenset({"EngineCrashed", EngineUnavailableError.reason})
 _MAX_SIGNED = 2**63 - 1
 
 BatchKey = tuple[str, bytes, int, int]
@@ -154,10 +161,10 @@ class Intake:
         self.last_error: DetectorError | None = None
         self.on_batch: Callable[[BatchHeader, bytes], None] = lambda header, data: None
         self.last_unit_errors: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self.accounts: dict[SessionKey, Account] = {(a.node, a.boot_id, a.session): a for a in store.accounts()}
-        self.newest: dict[str, Account] = {}
-        for account in sorted(self.accounts.values(), key=lambda a: a.last_at_ns):
-            self.newest[account.node] = account
+        self.sessions = Sessions(store.accounts(), store.folded(), store.totals())
+        self.noted: Counter[str] = Counter()
+        """Ledger notes written for each node since somebody last looked whether there are too many."""
+        self._failures: OrderedDict[BatchKey, int] = OrderedDict()
         self._pending: dict[BatchKey, _Waiting] = {}
         self._computed: OrderedDict[BatchKey, _Waiting] = OrderedDict()
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
@@ -174,9 +181,19 @@ class Intake:
         return taken if taken > STALLED_AFTER_S else None
 
     @property
+    def accounts(self) -> dict[SessionKey, Account]:
+        """The account of each session that has one; see `Sessions`."""
+        return self.sessions.accounts
+
+    @property
+    def newest(self) -> dict[str, Account]:
+        """Each node's account that changed last."""
+        return self.sessions.newest
+
+    @property
     def applied(self) -> dict[SessionKey, int]:
-        """Last applied sequence of each session."""
-        return {key: account.last_sequence for key, account in self.accounts.items()}
+        """Last applied sequence of each session, also of those that have no account any more."""
+        return self.sessions.applied()
 
     def start(self) -> None:
         """Begin to work."""
@@ -200,6 +217,19 @@ class Intake:
     async def in_store_thread(self, work: Callable[[], T]) -> T:
         """Run ``work`` between transactions of the intake."""
         return await asyncio.get_running_loop().run_in_executor(self._store_thread, work)
+
+    async def fold(self, choose: Callable[[], Sequence[Account]]) -> None:
+        """Fold the accounts that ``choose`` names into their nodes' sums.
+
+        An account that a batch of the same moment changes stays: it is not old.
+        """
+        chosen = list(choose())
+        busy = {session_key(w.header) for w in self._pending.values()}
+        chosen = [a for a in chosen if key_of(a) not in busy]
+        if chosen:
+            await self.in_store_thread(lambda: self._store.fold(chosen))
+            for account in chosen:
+                self.sessions.fold(account)
 
     def admit(self, size: int) -> None:
         """Verify that a request of ``size`` bytes may still wait.
@@ -254,10 +284,9 @@ class Intake:
 
     def _enqueue(self, header: BatchHeader, data: bytes) -> asyncio.Future[None] | None:
         """A future for the batch, or None when it is applied already."""
-        account = self.accounts.get(session_key(header))
-        if account is not None and header.sequence <= account.last_sequence:
+        if header.sequence <= self.sessions.last_sequence(session_key(header)):
             self.statistics.resent += 1
-            self.accounts[session_key(header)] = replace(account, resent=account.resent + 1)
+            self._recount(session_key(header), resent=1)
             return None
         key = batch_key(header)
         pending = self._pending.get(key)
@@ -275,11 +304,20 @@ class Intake:
         self._queue.put_nowait(waiting)
         return done
 
+    def _recount(self, key: SessionKey, *, resent: int = 0, rejected: int = 0) -> None:
+        """Count what changes nothing else; it is stored with the session's next batch."""
+        account = self.accounts.get(key)
+        if account is not None:
+            counted = replace(account, resent=account.resent + resent, rejected=account.rejected + rejected)
+            self.sessions.recount(counted)
+
     async def _run(self) -> None:
         while True:
             group = [await self._queue.get()]
             size, raw = len(group[0].data), group[0].header.raw_size
-            while size < GROUP_BYTES and raw < GROUP_RAW_BYTES and not self._queue.empty():
+            while (
+                size < GROUP_BYTES and raw < GROUP_RAW_BYTES and len(group) < GROUP_BATCHES and not self._queue.empty()
+            ):
                 group.append(self._queue.get_nowait())
                 size, raw = size + len(group[-1].data), raw + group[-1].header.raw_size
             self._let_go([w for w in group if w.done.done()])
@@ -366,31 +404,26 @@ class Intake:
         effects, accounts = self._effects(ready, now)
         applied: Applied = await self.in_store_thread(lambda: self._store.apply(effects, now))
         self._count(ready, applied)
-        self.accounts.update(accounts)
-        for account in effects.accounts:
-            self.newest[account.node] = account
+        self.sessions.commit(accounts, Plan(effects.fold, effects.forget))
+        self.noted.update(note.node for note in effects.notes)
         self.last_error = None
         for waiting in ready:
+            self._failures.pop(batch_key(waiting.header), None)
             waiting.done.set_result(None)
 
     async def _sort_out(self, group: Sequence[_Waiting], failed: dict[int, BaseException]) -> list[_Waiting]:
         """Answer what cannot be applied; what remains is in order, without holes that could still be filled."""
         ready: list[_Waiting] = []
         stopped: dict[SessionKey, DetectorError] = {}
-        notes: list[Note] = []
+        rejected: list[tuple[_Waiting, BatchError]] = []
         for waiting in group:
             key, error = session_key(waiting.header), failed.get(id(waiting))
+            tried = error is not None and not isinstance(error, BatchError) and key not in stopped
+            if tried and self._fails_always(waiting.header):
+                message = f"the engine failed on it {ENGINE_FAILURES} times, at last with: {error}"
+                error = BatchError(EngineUnavailableError.reason, message, header=waiting.header)
             if isinstance(error, BatchError):
-                rejected = RejectedBatchError(error.reason, error.message, waiting.header)
-                waiting.done.set_exception(rejected)
-                self.statistics.rejected += 1
-                account = self.accounts.get(key)
-                if account is not None:
-                    self.accounts[key] = replace(account, rejected=account.rejected + 1)
-                message = f"batch {waiting.header.sequence} was refused for good: {error.reason}: {error.message}"
-                notes.append(
-                    Note(NoteKind.BATCH_REJECTED, *key, self._clock_ns(), message, None, None, waiting.header.count, 1)
-                )
+                rejected.append((waiting, error))
             elif key in stopped:
                 self._fail([waiting], stopped[key])
             elif error is not None:
@@ -399,9 +432,45 @@ class Intake:
                 self._fail([waiting], stopped[key])
             else:
                 ready.append(waiting)
-        if notes:
-            await self.in_store_thread(lambda: self._store.add_notes(notes))
+        if rejected:
+            await self._reject(rejected)
         return ready
+
+    def _fails_always(self, header: BatchHeader) -> bool:
+        """Count a failure of the engine; whether the batch has had all its tries.
+
+        A failure that is not the batch's fault, for want of memory say, is over by the next try. One that comes again
+        each time would keep the node's later batches waiting for ever.
+        """
+        key = batch_key(header)
+        failures = self._failures.pop(key, 0) + 1
+        self._failures[key] = failures
+        while len(self._failures) > _COMPUTED_KEPT:
+            self._failures.popitem(last=False)
+        return failures >= ENGINE_FAILURES and not self._closing
+
+    async def _reject(self, rejected: Sequence[tuple[_Waiting, BatchError]]) -> None:
+        """Enter batches as refused, then say so to their agents: these give them up and count them as lost.
+
+        Batches of which the engine died or failed are remembered, because they are in the journal: rebuilding history,
+        the engine would fail on them again.
+        """
+        now = self._clock_ns()
+        notes, fatal = [], []
+        for waiting, error in rejected:
+            key, sequence = session_key(waiting.header), waiting.header.sequence
+            message = f"batch {sequence} was refused for good: {error.reason}: {safe_text(error.message, 500)}"
+            notes.append(Note(NoteKind.BATCH_REJECTED, *key, now, message, None, None, waiting.header.count, 1))
+            if error.reason in _FATAL:
+                fatal.append((key, sequence))
+        await self.in_store_thread(lambda: self._store.refuse(fatal, notes, now))
+        self._journal.refused.update(fatal)
+        self.noted.update(note.node for note in notes)
+        for waiting, error in rejected:
+            self.statistics.rejected += 1
+            self._recount(session_key(waiting.header), rejected=1)
+            self._failures.pop(batch_key(waiting.header), None)
+            waiting.done.set_exception(RejectedBatchError(error.reason, error.message, waiting.header))
 
     def _effects(self, ready: Sequence[_Waiting], now: int) -> tuple[Effects, dict[SessionKey, Account]]:
         accounts: dict[SessionKey, Account] = {}
@@ -412,6 +481,11 @@ class Intake:
             header = waiting.header
             key = session_key(header)
             account = accounts.get(key) or self.accounts.get(key)
+            folded = self.sessions.folded(key)
+            if account is None and folded is not None:
+                if header.sequence <= folded:
+                    continue
+                account = ledger.resumed(header, folded, now)
             if account is not None and header.sequence <= account.last_sequence:
                 continue  # overtaken by a later batch of its session in the same group: its number is taken
             account, more = ledger.enter(account, header, now, newest.get(header.node))
@@ -424,7 +498,11 @@ class Intake:
                 except Exception:  # one detection that cannot be told must not stop the others
                     log.exception("a detection of %s could not be made a finding", detection.finding_type)
                     self.statistics.unit_errors += 1
-        return Effects(list(accounts.values()), notes, collect(findings, self._occurrences)), accounts
+        plan = self.sessions.plan(accounts)
+        folded_now = {key_of(account) for account in plan.fold}
+        kept = [account for key, account in accounts.items() if key not in folded_now]
+        collected = collect(findings, self._occurrences)
+        return Effects(kept, notes, collected, plan.fold, plan.forget), accounts
 
     def _count(self, ready: Sequence[_Waiting], applied: Applied) -> None:
         statistics = self.statistics

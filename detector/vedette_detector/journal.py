@@ -201,6 +201,9 @@ class Segment:
     path: Path
     size: int
     received_s: float
+    """When it was last written, by the detector's clock."""
+    began_s: float = 0.0
+    """Nothing in it was received before; 0 when that is not known."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,9 @@ class Journal:
     limit_bytes: int = 4 << 30
     limit_s: float = 7 * 86400.0
     clock: Callable[[], float] = time.time
+    refused: set[tuple[SessionKey, int]] = field(default_factory=set)
+    """Batches, by session and sequence, that the engine cannot take: they stay readable, history is rebuilt without
+    them."""
     closed: list[Segment] = field(default_factory=list, init=False)
     _fd: int = field(default=-1, init=False)
     _path: Path | None = field(default=None, init=False)
@@ -235,7 +241,9 @@ class Journal:
         """Open the journal, cut torn tails and drop batches that were never applied (their agent sends them again).
 
         Args:
-            applied: last applied sequence of each session, from the database; None keeps everything.
+            applied: last applied sequence of each session, from the database; None keeps everything. A session that
+                is not in it was never applied where it stands in the newest segment; in an older one it is a session
+                that the database has forgotten since, and its batches stay.
 
         Raises:
             JournalError: the directory cannot be read or written.
@@ -262,8 +270,9 @@ class Journal:
                     cut += size - end
                     reasons.append(f"{path.name}: {size - end} bytes after byte {end} are not a whole batch")
                     os.truncate(path, end)
-                keep = [e for e in entries if applied is None or e.sequence <= applied.get(e.key, 0)]
-                if path == paths[-1] or not indexed:
+                tail = path == paths[-1] or not indexed
+                keep = [e for e in entries if _was_applied(e, applied, tail)]
+                if tail:
                     keep = [e for e in keep if _is_whole(e)]
                 if len(keep) != len(entries):
                     dropped += len(entries) - len(keep)
@@ -275,7 +284,9 @@ class Journal:
                 if end < size or not indexed or path.stat().st_size != size:
                     write_index(path, entries)
                 stat = path.stat()
-                self.closed.append(Segment(path, stat.st_size, stat.st_mtime))
+                # A segment is begun when the one before it is not written any more.
+                began = self.closed[-1].received_s if self.closed else 0.0
+                self.closed.append(Segment(path, stat.st_size, stat.st_mtime, began))
             _sync_directory(self.directory)
         except OSError as error:
             raise _storage_error(error, f"journal {self.directory} cannot be opened") from error
@@ -358,7 +369,7 @@ class Journal:
         if not entries:
             self._remove(path)
             return
-        self.closed.append(Segment(path, size, self.clock()))
+        self.closed.append(Segment(path, size, self.clock(), self._opened))
         write_index(path, entries)
 
     def close(self) -> None:
@@ -371,6 +382,14 @@ class Journal:
         """Bytes of all segments."""
         with self._lock:
             return sum(s.size for s in self.closed) + self._size
+
+    @property
+    def begins_ns(self) -> int:
+        """Nothing in the journal was received before this (detector's clock, ns since the epoch); 0 when not known."""
+        with self._lock:
+            if self.closed:
+                return int(self.closed[0].began_s * 1e9)
+            return int((self._opened if self._fd >= 0 else self.clock()) * 1e9)
 
     def enforce(self) -> int:
         """Remove the oldest segments beyond the bounds; the open one always stays. Returns how many went.
@@ -417,7 +436,11 @@ class Journal:
         self, applied: Mapping[SessionKey, int], window_s: float, wanted: Callable[[str], bool] = lambda node: True
     ) -> Iterator[tuple[Entry, bytes]]:
         """As `history`, with each batch's entry."""
-        entries = [e for e in self.entries() if wanted(e.node) and e.sequence <= applied.get(e.key, 0)]
+        entries = [
+            e
+            for e in self.entries()
+            if wanted(e.node) and e.sequence <= applied.get(e.key, 0) and (e.key, e.sequence) not in self.refused
+        ]
         yield from ((e, data) for e in select_history(entries, window_s) for data in _readable(e))
 
 
@@ -442,6 +465,13 @@ def select_history(entries: Iterable[Entry], window_s: float) -> list[Entry]:
             seen.add((*e.key, e.sequence))
             chosen.append(e)
     return chosen
+
+
+def _was_applied(entry: Entry, applied: Mapping[SessionKey, int] | None, tail: bool) -> bool:
+    if applied is None:
+        return True
+    last = applied.get(entry.key)
+    return not tail if last is None else entry.sequence <= last
 
 
 def _is_whole(entry: Entry) -> bool:

@@ -12,7 +12,7 @@ counted apart. ``deduplicated`` and ``dropped`` events did not enter the ring at
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -36,6 +36,21 @@ class NoteKind(StrEnum):
     BATCH_REJECTED = "BatchRejected"
     COUNTERS_WENT_BACK = "CountersWentBack"
     AGENT_SILENT = "AgentSilent"
+    OUT_OF_BALANCE = "OutOfBalance"
+
+
+LOSS_KINDS = frozenset(
+    {
+        NoteKind.BATCHES_MISSING,
+        NoteKind.SPOOL_LOSS,
+        NoteKind.KERNEL_DROPS,
+        NoteKind.BATCH_REJECTED,
+        NoteKind.COUNTERS_WENT_BACK,
+        NoteKind.OUT_OF_BALANCE,
+    }
+)
+"""Notes that tell of events lost, or of an account that cannot be right. They are kept apart from the others, so that
+an agent that starts again and again does not push them out."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +108,14 @@ class Account:
         return max(0, self.missing_batches - self.spool_lost_batches)
 
     @property
+    def at_odds(self) -> bool:
+        """Whether the numbers contradict each other, missing batches aside."""
+        return self.outstanding < 0 or (self.final and self.outstanding > 0)
+
+    @property
     def balance(self) -> str:
         """``balanced``; ``outstanding``: events are on the way; ``lost``: a loss is known; ``unbalanced``: a fault."""
-        if self.outstanding < 0 or (self.final and self.outstanding > 0):
-            return "unbalanced"
-        if self.unexplained_batches:
+        if self.at_odds or self.unexplained_batches:
             return "unbalanced"
         if self.dropped or self.spool_lost_events or self.spool_lost_batches:
             return "lost"
@@ -130,6 +148,70 @@ class Account:
             "first_batch_at_ns": self.first_at_ns,
             "last_batch_at_ns": self.last_at_ns,
         }
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The sums of a node's sessions that have no account of their own any more. Times are ns since the epoch."""
+
+    node: str
+    sessions: int = 0
+    batches: int = 0
+    emitted: int = 0
+    received: int = 0
+    received_other: int = 0
+    outstanding: int = 0
+    deduplicated: int = 0
+    dropped: int = 0
+    spool_lost_batches: int = 0
+    spool_lost_events: int = 0
+    missing_batches: int = 0
+    unexplained_batches: int = 0
+    resent: int = 0
+    rejected: int = 0
+    first_at_ns: int = 0
+    last_at_ns: int = 0
+
+    def plus(self, other: Account | Totals) -> Totals:
+        """The sums with one more session, or with those of another node."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _SUMMED}
+        return Totals(
+            self.node,
+            sessions=self.sessions + (other.sessions if isinstance(other, Totals) else 1),
+            first_at_ns=min(filter(None, (self.first_at_ns, other.first_at_ns)), default=0),
+            last_at_ns=max(self.last_at_ns, other.last_at_ns),
+            **sums,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form, as ``/v1/status`` shows it."""
+        return {k: v for k, v in vars(self).items() if k != "node"}
+
+
+_SUMMED = tuple(f.name for f in fields(Totals) if f.name not in ("node", "sessions", "first_at_ns", "last_at_ns"))
+
+
+def resumed(header: BatchHeader, last_sequence: int, now_ns: int) -> Account:
+    """An account for a session that goes on although it was folded into the sums before.
+
+    Only an agent that began hundreds of sessions since, or one that lies, comes here. What it had counted is in the
+    sums already, so the new account begins where the batch says that it stands.
+    """
+    counters = header.counters
+    mine = header.count if header.ring_to > header.ring_from else 0
+    return Account(
+        header.node,
+        header.boot_id,
+        header.session,
+        last_sequence=last_sequence,
+        received=max(0, counters.emitted - mine - counters.spool_lost_events),
+        emitted=counters.emitted,
+        deduplicated=counters.deduplicated,
+        dropped=counters.dropped,
+        spool_lost_batches=counters.spool_lost_batches,
+        spool_lost_events=counters.spool_lost_events,
+        first_at_ns=now_ns,
+    )
 
 
 def enter(
@@ -198,29 +280,35 @@ def enter(
     final = old.final or bool(header.flags & BatchFlags.FINAL)
     if final and not old.final:
         note(NoteKind.SESSION_ENDED, "the agent ended the session in order")
-    return (
-        replace(
-            old,
-            last_sequence=header.sequence,
-            batches=old.batches + 1,
-            received=old.received + (header.count if from_ring else 0),
-            received_other=old.received_other + (0 if from_ring else header.count),
-            missing_batches=old.missing_batches + skipped,
-            emitted=max(old.emitted, counters.emitted),
-            deduplicated=max(old.deduplicated, counters.deduplicated),
-            dropped=max(old.dropped, counters.dropped),
-            spool_lost_batches=max(old.spool_lost_batches, counters.spool_lost_batches),
-            spool_lost_events=max(old.spool_lost_events, counters.spool_lost_events),
-            first_time=min(filter(None, (old.first_time, header.first_time)), default=0),
-            last_time=max(old.last_time, header.last_time),
-            created=header.created_ns,
-            wall_offset=header.wall_offset_ns,
-            last_at_ns=now_ns,
-            final=final,
-            agent_version=header.agent_version,
-        ),
-        notes,
+    new = replace(
+        old,
+        last_sequence=header.sequence,
+        batches=old.batches + 1,
+        received=old.received + (header.count if from_ring else 0),
+        received_other=old.received_other + (0 if from_ring else header.count),
+        missing_batches=old.missing_batches + skipped,
+        emitted=max(old.emitted, counters.emitted),
+        deduplicated=max(old.deduplicated, counters.deduplicated),
+        dropped=max(old.dropped, counters.dropped),
+        spool_lost_batches=max(old.spool_lost_batches, counters.spool_lost_batches),
+        spool_lost_events=max(old.spool_lost_events, counters.spool_lost_events),
+        first_time=min(filter(None, (old.first_time, header.first_time)), default=0),
+        last_time=max(old.last_time, header.last_time),
+        created=header.created_ns,
+        wall_offset=header.wall_offset_ns,
+        last_at_ns=now_ns,
+        final=final,
+        agent_version=header.agent_version,
     )
+    if new.at_odds and not old.at_odds:
+        note(
+            NoteKind.OUT_OF_BALANCE,
+            f"{-new.outstanding} events more arrived than the kernel emitted"
+            if new.outstanding < 0
+            else f"the session ended, and {new.outstanding} events neither arrived nor are known to be lost",
+            events=abs(new.outstanding),
+        )
+    return new, notes
 
 
 def _note_start(header: BatchHeader, previous: Account | None, note: Any) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from vedette_detector.intake import Intake
+from vedette_detector.liveness import Liveness
 
 _SESSIONS_SHOWN = 5000
 
@@ -23,12 +22,12 @@ def _metric(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str
     return "\n".join(lines) + "\n"
 
 
-def render(intake: Intake, journal_bytes: int, heartbeats: Mapping[str, tuple[int, Any]], silent_after_s: float) -> str:
+def render(intake: Intake, journal_bytes: int, liveness: Liveness) -> str:
     """All metrics."""
     statistics = intake.statistics
-    now = time.time()
     newest = list(intake.newest.values())[:_SESSIONS_SHOWN]
-    silent = sum(1 for at, _ in heartbeats.values() if now - at / 1e9 > silent_after_s)
+    nodes = liveness.nodes
+    silent = sum(liveness.silent(node) for node in nodes)
     results = {"applied": statistics.batches, "resent": statistics.resent, "rejected": statistics.rejected}
     lost = [
         ({"node": a.node, "where": where}, float(value))
@@ -101,7 +100,7 @@ def render(intake: Intake, journal_bytes: int, heartbeats: Mapping[str, tuple[in
                 "vedette_nodes",
                 "gauge",
                 "Nodes heard of, by whether their heartbeat is recent.",
-                [({"state": "silent"}, float(silent)), ({"state": "reporting"}, float(len(heartbeats) - silent))],
+                [({"state": "silent"}, float(silent)), ({"state": "reporting"}, float(len(nodes) - silent))],
             ),
             _metric("vedette_lost_events", "gauge", "Events lost in each node's newest session, by where.", lost),
             _metric(

@@ -11,7 +11,7 @@ import socket
 import ssl
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,10 +33,11 @@ from vedette_detector.findings.flood import OVERFLOW_KEY, FloodGate
 from vedette_detector.findings.model import FindingUpdate, iso
 from vedette_detector.findings.resource import ContainerStates, Host, describe
 from vedette_detector.intake import Intake
-from vedette_detector.journal import Journal
-from vedette_detector.ledger import Note, NoteKind
+from vedette_detector.journal import Journal, SessionKey
+from vedette_detector.ledger import LOSS_KINDS, Note, NoteKind, Totals
+from vedette_detector.liveness import Liveness
 from vedette_detector.sigma.loader import Ruleset, load_rules, rules_directory
-from vedette_detector.store import Store
+from vedette_detector.store import NOTES_KEPT, Losses, Store
 from vedette_detector.text import Redactor, safe_text
 from vedette_detector.threat_lists import ThreatLists, signature
 from vedette_events.framing import BatchHeader
@@ -46,6 +47,10 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_S = 10.0
 RETAIN_S = 3600.0
 SHOWN_NOTES = 50
+SHOWN_SESSIONS = 16
+"""Sessions of a node that the status shows one by one; it sums up the others."""
+RECENT_S = 86400.0
+"""Losses that are as recent count as a problem now; older ones are shown and are none."""
 
 
 def rules_signature(folders: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
@@ -115,6 +120,7 @@ class Service:
         self.journal = Journal(
             settings.journal_dir, settings.journal_segment_bytes, settings.journal_bytes, settings.journal_s
         )
+        self.journal.refused = self.store.refused()
         self.recovery = self.journal.open(self.store.applied())
         self._identity = Identity(
             settings.account_id,
@@ -125,7 +131,11 @@ class Service:
         )
         self._states = ContainerStates()
         self._flood = FloodGate(settings.findings_per_hour)
-        self._heartbeats: dict[str, tuple[int, dict[str, Any]]] = self.store.heartbeats()
+        self.liveness = Liveness(
+            settings.silent_after_s,
+            self.store.heartbeats(),
+            {a.node: a.last_at_ns for a in sorted(self.store.accounts(), key=lambda a: a.last_at_ns)},
+        )
         self._unsaved: set[str] = set()
         self._pending_notes: list[Note] = []
         self.rates = Rates()
@@ -182,11 +192,11 @@ class Service:
 
     async def heartbeat(self, node: str, boot_id: bytes, document: dict[str, Any]) -> None:
         """Take a heartbeat, and say so in the ledger when none came for long."""
-        now = time.time_ns()
-        before = self._heartbeats.get(node)
-        if before is not None and now - before[0] > self.settings.silent_after_s * 1e9:
-            seconds = (now - before[0]) / 1e9
-            away = " (the detector itself was started within that time)" if before[0] < self.started * 1e9 else ""
+        seconds = self.liveness.heartbeat(node, document)
+        if seconds is not None:
+            now = time.time_ns()
+            before_start = self.liveness.before_start(seconds)
+            away = " (the detector itself was started within that time)" if before_start else ""
             session = document.get("session")
             self._pending_notes.append(
                 Note(
@@ -196,11 +206,10 @@ class Service:
                     session if isinstance(session, int) and 0 <= session < 2**63 else 0,
                     now,
                     f"no heartbeat came for {seconds:.0f} s{away}",
-                    before[0],
+                    now - int(seconds * 1e9),
                     now,
                 )
             )
-        self._heartbeats[node] = (now, document)
         self._unsaved.add(node)
 
     def health(self) -> tuple[bool, str]:
@@ -216,25 +225,13 @@ class Service:
         now = time.time()
         statistics = self.intake.statistics
         healthy, health = self.health()
+        since = time.time_ns() - int(RECENT_S * 1e9)
+        losses = await self.intake.in_store_thread(lambda: self.store.losses(since))
         nodes = []
-        accounts: dict[str, list[dict[str, Any]]] = {}
-        for account in sorted(self.intake.accounts.values(), key=lambda a: a.first_at_ns):
-            accounts.setdefault(account.node, []).append(account.as_dict())
-        for node in sorted({*accounts, *self._heartbeats}):
-            at, heartbeat = self._heartbeats.get(node, (None, {}))
-            newest = self.intake.newest.get(node)
+        for node in sorted({*self.intake.newest, *self.liveness.nodes}):
             notes = await self.intake.in_store_thread(lambda node=node: self.store.notes(node, SHOWN_NOTES))  # type: ignore[misc]
             nodes.append(
-                {
-                    **heartbeat,
-                    "node": node,
-                    "heartbeat_at": iso(at) if at is not None else None,
-                    "silent": at is None or now - at / 1e9 > self.settings.silent_after_s,
-                    "ledger": accounts.get(node, []),
-                    "notes": [_note_document(n) for n in notes],
-                    "last_batch_at": iso(newest.last_at_ns) if newest is not None else None,
-                    "rates": self.rates.of(node, now),
-                }
+                {**self._node_document(node, losses.get(node, {}), now), "notes": list(map(_note_document, notes))}
             )
         return {
             "detector": {
@@ -287,6 +284,33 @@ class Service:
             "nodes": nodes,
         }
 
+    def _node_document(self, node: str, recent: Mapping[NoteKind, Losses], now: float) -> dict[str, Any]:
+        """One node of the status, its notes left out; ``recent`` is what they tell of in all within `RECENT_S`."""
+        heard = self.liveness.heard(node)
+        newest = self.intake.newest.get(node)
+        accounts = self.intake.sessions.of_node(node)
+        shown, rest = accounts[-SHOWN_SESSIONS:], accounts[:-SHOWN_SESSIONS]
+        folded = self.intake.sessions.totals.get(node, Totals(node))
+        for account in rest:
+            folded = folded.plus(account)
+        everything = folded
+        for account in shown:
+            everything = everything.plus(account)
+        return {
+            **(heard.heartbeat if heard is not None else {}),
+            "node": node,
+            "heartbeat_at": iso(heard.at_ns) if heard is not None else None,
+            "heartbeat_age_s": self.liveness.age_s(node),
+            "agent_age_s": self.liveness.agent_age_s(node),
+            "silent": self.liveness.silent(node),
+            "ledger": [a.as_dict() for a in sorted(shown, key=lambda a: a.first_at_ns)],
+            "ledger_before": folded.as_dict() if folded.sessions else None,
+            "losses": losses_document(recent, everything),
+            "last_batch_at": iso(newest.last_at_ns) if newest is not None else None,
+            "last_batch_age_s": self.liveness.batch_age_s(node),
+            "rates": self.rates.of(node, now),
+        }
+
     def _threat_list_documents(self) -> list[dict[str, Any]]:
         """Each list, and each file that gave none, with its errors."""
         documents: dict[str, dict[str, Any]] = {
@@ -306,15 +330,16 @@ class Service:
 
     async def metrics(self) -> str:
         """Prometheus text."""
-        return metrics.render(self.intake, self.journal.size, self._heartbeats, self.settings.silent_after_s)
+        return metrics.render(self.intake, self.journal.size, self.liveness)
 
     # From detections to findings
 
     def to_finding(self, detection: Detection, header: BatchHeader) -> FindingUpdate:
         """Make a detection a finding of its container or host."""
-        _, heartbeat = self._heartbeats.get(header.node, (0, None))
+        heard = self.liveness.heard(header.node)
         host = replace(
-            Host.of(header.node, header.boot_id, heartbeat), agent_version=safe_text(header.agent_version, 64)
+            Host.of(header.node, header.boot_id, heard.heartbeat if heard is not None else None),
+            agent_version=safe_text(header.agent_version, 64),
         )
         container = detection.container
         known = self._states.lookup(container, header.boot_id) if container is not None else None
@@ -351,7 +376,7 @@ class Service:
             max_waiting_bytes=settings.max_waiting_bytes,
             occurrences=settings.occurrences,
         )
-        self.intake.on_batch = lambda header, data: self.rates.add(header.node, header.count, len(data), time.time())
+        self.intake.on_batch = self._count_batch
         await self.pool.start()
         self.intake.start()
         authenticator: Authenticator
@@ -374,6 +399,10 @@ class Service:
         log.info(
             "detector listens on %s with %d workers and %d rules", settings.listen, workers, len(self.ruleset.rules)
         )
+
+    def _count_batch(self, header: BatchHeader, data: bytes) -> None:
+        self.liveness.batch(header.node)
+        self.rates.add(header.node, header.count, len(data), time.time())
 
     async def _listen(self, runner: web.AppRunner) -> None:
         settings = self.settings
@@ -439,13 +468,21 @@ class Service:
         await self.intake.in_journal_thread(self.journal.enforce)
         nodes, self._unsaved = self._unsaved, set()
         notes, self._pending_notes = self._pending_notes, []
+        # Notes of a node are trimmed when many have been written, whoever wrote them.
+        noisy = [node for node, count in self.intake.noted.items() if count >= NOTES_KEPT // 4]
+        for node in noisy:
+            del self.intake.noted[node]
 
         def save() -> None:
             for node in nodes:
-                at, heartbeat = self._heartbeats[node]
-                self.store.put_heartbeat(node, str(heartbeat.get("boot_id", "")), heartbeat, at)
+                heard = self.liveness.heard(node)
+                if heard is not None:
+                    boot_id = str(heard.heartbeat.get("boot_id", ""))
+                    self.store.put_heartbeat(node, boot_id, heard.heartbeat, heard.at_ns)
             if notes:
                 self.store.add_notes(notes)
+            if noisy:
+                self.store.trim_notes(noisy)
 
         try:
             await self.intake.in_store_thread(save)
@@ -455,11 +492,22 @@ class Service:
             raise
         if time.monotonic() - self._last_retained > RETAIN_S or not self._last_retained:
             self._last_retained = time.monotonic()
-            removed = await self.intake.in_store_thread(
-                lambda: self.store.retain(time.time_ns(), self.settings.finding_retention_s)
-            )
-            if removed:
-                log.info("removed %d findings older than the retention", removed)
+            await self._retain()
+
+    async def _retain(self) -> None:
+        """Remove what is older than the retention; fold the sessions that are."""
+        now, retention = time.time_ns(), self.settings.finding_retention_s
+        sessions = self.intake.sessions
+
+        def work() -> tuple[int, dict[SessionKey, int]]:
+            removed = self.store.retain(now, retention, self.journal.begins_ns)
+            return removed, self.store.folded()
+
+        await self.intake.fold(lambda: sessions.older_than(now - int(retention * 1e9)))
+        removed, folded = await self.intake.in_store_thread(work)
+        sessions.remember_only(folded)
+        if removed:
+            log.info("removed %d findings older than the retention", removed)
 
 
 def remove_stale_socket(path: Path) -> None:
@@ -483,6 +531,42 @@ def remove_stale_socket(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
     raise ConfigError(f"another process listens on {path}", reason="AlreadyRunning")
+
+
+def losses_document(recent: Mapping[NoteKind, Losses], everything: Totals) -> dict[str, Any]:
+    """What a node has lost, recently and before. Pure.
+
+    Args:
+        recent: what the ledger's notes within `RECENT_S` tell of in all.
+        everything: the sums over all sessions of the node.
+    """
+
+    def of(kind: NoteKind) -> Losses:
+        return recent.get(kind, Losses(0, 0, 0, 0))
+
+    told = {
+        "dropped_events": of(NoteKind.KERNEL_DROPS).events,
+        "spool_lost_events": of(NoteKind.SPOOL_LOSS).events,
+        "spool_lost_batches": of(NoteKind.SPOOL_LOSS).batches,
+        # What the agent has reported since is no more unexplained, whenever the gap was seen.
+        "unexplained_batches": min(of(NoteKind.BATCHES_MISSING).batches, everything.unexplained_batches),
+        "refused_batches": of(NoteKind.BATCH_REJECTED).batches,
+        "contradictions": of(NoteKind.OUT_OF_BALANCE).notes + of(NoteKind.COUNTERS_WENT_BACK).notes,
+    }
+    total = {
+        "dropped_events": everything.dropped,
+        "spool_lost_events": everything.spool_lost_events,
+        "spool_lost_batches": everything.spool_lost_batches,
+        "unexplained_batches": everything.unexplained_batches,
+        "refused_batches": everything.rejected,
+    }
+    last = max((recent[kind].last_at_ns for kind in LOSS_KINDS & recent.keys()), default=None)
+    return {
+        "period_s": RECENT_S,
+        "recent": told,
+        "earlier": {name: max(0, count - told[name]) for name, count in total.items()},
+        "last_at": iso(last) if last is not None else None,
+    }
 
 
 def _problem(error: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from vedette_detector.errors import QueryError, StorageFullError, StoreBusyError, StoreError, StoreVersionError
 from vedette_detector.findings.model import FindingUpdate, fold_document
 from vedette_detector.journal import SessionKey
-from vedette_detector.ledger import Account, Note, NoteKind
+from vedette_detector.ledger import LOSS_KINDS, Account, Note, NoteKind, Totals
 
 T = TypeVar("T")
 
@@ -102,7 +102,37 @@ notes_table = sa.Table(
     sa.Column("to_ns", _BIG),
     sa.Column("events", _BIG, nullable=False),
     sa.Column("batches", _BIG, nullable=False),
+    sa.Index("ix_ledger_notes_at_ns", "at_ns"),
 )
+folded_table = sa.Table(
+    "ledger_folded",
+    metadata,
+    sa.Column("node", sa.String(256), primary_key=True),
+    sa.Column("boot_id", sa.String(32), primary_key=True),
+    sa.Column("session", _BIG, primary_key=True),
+    sa.Column("last_sequence", _BIG, nullable=False),
+    sa.Column("last_at_ns", _BIG, nullable=False, index=True),
+)
+"""Sessions that have no account any more: up to where each was applied."""
+totals_table = sa.Table(
+    "ledger_totals",
+    metadata,
+    *(
+        sa.Column(f.name, sa.String(256) if f.name == "node" else _BIG, primary_key=f.name == "node", nullable=False)
+        for f in fields(Totals)
+    ),
+)
+"""Each node's sums of the sessions that have no account any more; node ``""``: of nodes that were forgotten."""
+refused_table = sa.Table(
+    "refused_batches",
+    metadata,
+    sa.Column("node", sa.String(256), primary_key=True),
+    sa.Column("boot_id", sa.String(32), primary_key=True),
+    sa.Column("session", _BIG, primary_key=True),
+    sa.Column("sequence", _BIG, primary_key=True),
+    sa.Column("at_ns", _BIG, nullable=False, index=True),
+)
+"""Batches that are in the journal and that the engine cannot take: history is rebuilt without them."""
 nodes_table = sa.Table(
     "nodes",
     metadata,
@@ -131,11 +161,42 @@ def _create_all(connection: Connection) -> None:
     connection.execute(settings_table.insert(), {"name": "detector_id", "value": secrets.token_hex(16)})
 
 
-MIGRATIONS: tuple[Migration, ...] = (_create_all,)
-"""The n-th brings a database from version n to n+1. A later one must not use `metadata`, which is the newest state."""
+def _bound_the_ledger(connection: Connection) -> None:
+    """Version 2: sessions can be folded into sums, and refused batches are remembered.
+
+    Written out, so that it stays what it is when `metadata` goes on. A new database has all of it already, because
+    `_create_all` makes the newest state.
+    """
+    big = "INTEGER" if connection.dialect.name == "sqlite" else "BIGINT"
+    session_key = f"node VARCHAR(256) NOT NULL, boot_id VARCHAR(32) NOT NULL, session {big} NOT NULL"
+    sums = (
+        "sessions batches emitted received received_other outstanding deduplicated dropped spool_lost_batches "
+        "spool_lost_events missing_batches unexplained_batches resent rejected first_at_ns last_at_ns"
+    )
+    columns = ", ".join(f"{name} {big} NOT NULL" for name in sums.split())
+    for statement in (
+        f"CREATE TABLE IF NOT EXISTS ledger_folded ({session_key}, last_sequence {big} NOT NULL, "
+        f"last_at_ns {big} NOT NULL, PRIMARY KEY (node, boot_id, session))",
+        "CREATE INDEX IF NOT EXISTS ix_ledger_folded_last_at_ns ON ledger_folded (last_at_ns)",
+        f"CREATE TABLE IF NOT EXISTS ledger_totals (node VARCHAR(256) NOT NULL PRIMARY KEY, {columns})",
+        f"CREATE TABLE IF NOT EXISTS refused_batches ({session_key}, sequence {big} NOT NULL, at_ns {big} NOT NULL, "
+        "PRIMARY KEY (node, boot_id, session, sequence))",
+        "CREATE INDEX IF NOT EXISTS ix_refused_batches_at_ns ON refused_batches (at_ns)",
+        "CREATE INDEX IF NOT EXISTS ix_ledger_notes_at_ns ON ledger_notes (at_ns)",
+    ):
+        connection.exec_driver_sql(statement)
+
+
+MIGRATIONS: tuple[Migration, ...] = (_create_all, _bound_the_ledger)
+"""The n-th brings a database from version n to n+1. A later one must not use `metadata`, which is the newest state, and
+must tolerate what `_create_all` has made of it already."""
 
 NOTES_KEPT = 2000
-"""Ledger notes kept for each node."""
+"""Ledger notes kept for each node: as many that tell of losses, and as many others."""
+REFUSED_KEPT = 10_000
+"""Refused batches that are remembered, of all nodes."""
+FORGOTTEN = ""
+"""Under this name the ledger keeps the sums of nodes that were forgotten; no node is called so."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +264,20 @@ class Effects:
     accounts: Sequence[Account] = ()
     notes: Sequence[Note] = ()
     findings: Sequence[FindingUpdate] = ()
+    fold: Sequence[Account] = ()
+    """Accounts to be folded into their node's sums; they are in their newest state and not among ``accounts``."""
+    forget: Sequence[SessionKey] = ()
+    """Folded sessions whose last sequence number is not kept any longer."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the ledger's notes of one kind and node tell of together, within some time."""
+
+    notes: int
+    events: int
+    batches: int
+    last_at_ns: int
 
 
 @dataclass(frozen=True)
@@ -365,6 +440,7 @@ class Store:
             return Applied(0, 0, 0)
         for account in effects.accounts:
             self._put_account(connection, account)
+        self._fold(connection, effects.fold, effects.forget)
         if effects.notes:
             connection.execute(notes_table.insert(), [_note_row(n) for n in effects.notes])
         if not effects.findings:
@@ -427,6 +503,36 @@ class Store:
         done = connection.execute(ledger_table.update().where(condition).values(values))
         if done.rowcount == 0:
             connection.execute(ledger_table.insert(), values)
+            connection.execute(folded_table.delete().where(*_is_session(folded_table, _key(account))))
+
+    def _fold(self, connection: Connection, accounts: Sequence[Account], forget: Sequence[SessionKey]) -> None:
+        sums: dict[str, Totals] = {}
+        for account in accounts:
+            connection.execute(ledger_table.delete().where(*_is_session(ledger_table, _key(account))))
+            connection.execute(folded_table.delete().where(*_is_session(folded_table, _key(account))))
+            row = {
+                "node": account.node,
+                "boot_id": account.boot_id.hex(),
+                "session": account.session,
+                "last_sequence": account.last_sequence,
+                "last_at_ns": account.last_at_ns,
+            }
+            connection.execute(folded_table.insert(), row)
+            sums[account.node] = sums.get(account.node, Totals(account.node)).plus(account)
+        for more in sums.values():
+            self._add_totals(connection, more)
+        for key in forget:
+            connection.execute(folded_table.delete().where(*_is_session(folded_table, key)))
+
+    def _add_totals(self, connection: Connection, more: Totals) -> None:
+        mine = totals_table.c.node == more.node
+        row = connection.execute(sa.select(totals_table).where(mine)).one_or_none()
+        known = Totals(**row._mapping) if row is not None else Totals(more.node)
+        values = {k: _clamp(v) if isinstance(v, int) else v for k, v in vars(known.plus(more)).items()}
+        if row is None:
+            connection.execute(totals_table.insert(), values)
+        else:
+            connection.execute(totals_table.update().where(mine), values)
 
     def _put_finding(
         self, connection: Connection, update: FindingUpdate, known: Finding | None, revision: int, now_ns: int
@@ -503,6 +609,24 @@ class Store:
         """Enter notes that belong to no applied batch."""
         self._write(lambda connection: connection.execute(notes_table.insert(), [_note_row(n) for n in notes]))
 
+    def refuse(self, batches: Sequence[tuple[SessionKey, int]], notes: Sequence[Note], now_ns: int) -> None:
+        """Remember batches, by session and sequence, that history is to be rebuilt without."""
+
+        def work(connection: Connection) -> None:
+            for key, sequence in batches:
+                mine = (*_is_session(refused_table, key), refused_table.c.sequence == sequence)
+                connection.execute(refused_table.delete().where(*mine))
+                row = {"node": key[0], "boot_id": key[1].hex(), "session": key[2], "sequence": sequence}
+                connection.execute(refused_table.insert(), {**row, "at_ns": now_ns})
+            if notes:
+                connection.execute(notes_table.insert(), [_note_row(n) for n in notes])
+
+        self._write(work)
+
+    def fold(self, accounts: Sequence[Account]) -> None:
+        """Fold accounts into their nodes' sums."""
+        self._write(lambda connection: self._fold(connection, accounts, ()))
+
     def archive(self, ids: Sequence[str], archived: bool, now_ns: int) -> int:
         """Archive findings or take them back; returns how many changed."""
 
@@ -531,29 +655,49 @@ class Store:
 
         return self._write(work)
 
-    def retain(self, now_ns: int, retention_s: float) -> int:
-        """Remove findings that have not changed for longer than the retention, and old notes."""
+    def retain(self, now_ns: int, retention_s: float, journal_begins_ns: int | None = None) -> int:
+        """Remove what is older than the retention; returns the number of findings.
+
+        Args:
+            now_ns: the detector's clock.
+            retention_s: findings that have not changed for longer go.
+            journal_begins_ns: nothing in the journal is older. The last sequence number of a folded session goes when
+                it is older than this and than the retention, a refused batch when it is older than this. None: they
+                stay.
+        """
+        before = now_ns - int(retention_s * 1e9)
 
         def work(connection: Connection) -> int:
-            old = sa.select(findings_table.c.id).where(findings_table.c.updated_at < now_ns - int(retention_s * 1e9))
+            old = sa.select(findings_table.c.id).where(findings_table.c.updated_at < before)
             for table in (occurrences_table, outbox_table):
                 connection.execute(table.delete().where(table.c.finding_id.in_(old)))
-            gone = connection.execute(
-                findings_table.delete().where(findings_table.c.updated_at < now_ns - int(retention_s * 1e9))
-            ).rowcount
-            for (node,) in connection.execute(sa.select(notes_table.c.node).distinct()).all():
-                newest = (
-                    sa.select(notes_table.c.id)
-                    .where(notes_table.c.node == node)
-                    .order_by(notes_table.c.id.desc())
-                    .limit(NOTES_KEPT)
-                )
-                connection.execute(
-                    notes_table.delete().where(notes_table.c.node == node, notes_table.c.id.not_in(newest))
-                )
+            gone = connection.execute(findings_table.delete().where(findings_table.c.updated_at < before)).rowcount
+            nodes = connection.execute(sa.select(notes_table.c.node).distinct()).scalars().all()
+            self._trim_notes(connection, nodes)
+            if journal_begins_ns is not None:
+                for table, time in ((folded_table, folded_table.c.last_at_ns), (refused_table, refused_table.c.at_ns)):
+                    limit = min(before, journal_begins_ns) if table is folded_table else journal_begins_ns
+                    connection.execute(table.delete().where(time < limit))
+            last = sa.select(refused_table.c.at_ns).order_by(refused_table.c.at_ns.desc()).offset(REFUSED_KEPT).limit(1)
+            connection.execute(refused_table.delete().where(refused_table.c.at_ns <= last.scalar_subquery()))
             return int(gone)
 
         return self._write(work)
+
+    def trim_notes(self, nodes: Sequence[str]) -> None:
+        """Remove the oldest notes of nodes that have too many."""
+        self._write(lambda connection: self._trim_notes(connection, nodes))
+
+    @staticmethod
+    def _trim_notes(connection: Connection, nodes: Sequence[str]) -> None:
+        losses = notes_table.c.kind.in_([kind.value for kind in LOSS_KINDS])
+        for node in nodes:
+            for condition in (losses, sa.not_(losses)):
+                mine = (notes_table.c.node == node, condition)
+                last = sa.select(notes_table.c.id).where(*mine).order_by(notes_table.c.id.desc()).offset(NOTES_KEPT)
+                connection.execute(
+                    notes_table.delete().where(*mine, notes_table.c.id <= last.limit(1).scalar_subquery())
+                )
 
     # Reading
 
@@ -575,9 +719,67 @@ class Store:
 
         return self._read(work)
 
+    def folded(self) -> dict[SessionKey, int]:
+        """Last applied sequence of each session that has no account any more, those heard of longest ago first."""
+        table = folded_table
+        query = sa.select(table).order_by(table.c.last_at_ns)
+
+        def work(connection: Connection) -> dict[SessionKey, int]:
+            rows = connection.execute(query)
+            return {(r.node, bytes.fromhex(r.boot_id), int(r.session)): int(r.last_sequence) for r in rows}
+
+        return self._read(work)
+
+    def totals(self) -> dict[str, Totals]:
+        """Each node's sums of the sessions that have no account any more; under `FORGOTTEN` of nodes forgotten."""
+
+        def work(connection: Connection) -> dict[str, Totals]:
+            return {row.node: Totals(**row._mapping) for row in connection.execute(sa.select(totals_table))}
+
+        return self._read(work)
+
     def applied(self) -> dict[SessionKey, int]:
-        """Last applied sequence of each session."""
-        return {(a.node, a.boot_id, a.session): a.last_sequence for a in self.accounts()}
+        """Last applied sequence of each session, also of those that have no account any more."""
+        return self.folded() | {_key(a): a.last_sequence for a in self.accounts()}
+
+    def refused(self) -> set[tuple[SessionKey, int]]:
+        """Batches, by session and sequence, that history is to be rebuilt without."""
+
+        def work(connection: Connection) -> set[tuple[SessionKey, int]]:
+            rows = connection.execute(sa.select(refused_table))
+            return {((r.node, bytes.fromhex(r.boot_id), int(r.session)), int(r.sequence)) for r in rows}
+
+        return self._read(work)
+
+    def losses(self, since_ns: int) -> dict[str, dict[NoteKind, Losses]]:
+        """What the notes since ``since_ns`` (detector's clock) tell of in all, by node and kind."""
+        table = notes_table.c
+
+        def total(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+            # SQLite's sum of integers is an error beyond 64 bits, and the numbers are a node's to choose.
+            return sa.func.sum(sa.cast(column, sa.Float))
+
+        query = (
+            sa.select(
+                table.node,
+                table.kind,
+                sa.func.count().label("notes"),
+                total(table.events).label("events"),
+                total(table.batches).label("batches"),
+                sa.func.max(table.at_ns).label("last_at_ns"),
+            )
+            .where(table.at_ns >= since_ns)
+            .group_by(table.node, table.kind)
+        )
+
+        def work(connection: Connection) -> dict[str, dict[NoteKind, Losses]]:
+            result: dict[str, dict[NoteKind, Losses]] = {}
+            for row in connection.execute(query):
+                sums = Losses(int(row.notes), int(row.events), int(row.batches), int(row.last_at_ns))
+                result.setdefault(row.node, {})[NoteKind(row.kind)] = sums
+            return result
+
+        return self._read(work)
 
     def notes(self, node: str | None = None, limit: int = 100) -> list[Note]:
         """Ledger notes, newest first."""
@@ -759,6 +961,14 @@ def _finding(row: Any) -> Finding:
         updated_at_ns=int(row.updated_at),
         document=json.loads(row.document),
     )
+
+
+def _key(account: Account) -> SessionKey:
+    return (account.node, account.boot_id, account.session)
+
+
+def _is_session(table: sa.Table, key: SessionKey) -> tuple[sa.ColumnElement[bool], ...]:
+    return (table.c.node == key[0], table.c.boot_id == key[1].hex(), table.c.session == key[2])
 
 
 def _account(row: Any) -> Account:

@@ -254,7 +254,7 @@ def test_a_database_of_a_newer_version_is_left_alone(url: str) -> None:
         connection.execute(sa.text("UPDATE settings SET value = '99' WHERE name = 'version'"))
     engine.dispose()
     for read_only in (False, True):
-        with pytest.raises(StoreVersionError, match="has version 99; this Vedette knows up to 1: upgrade it"):
+        with pytest.raises(StoreVersionError, match="has version 99; this Vedette knows up to 2: upgrade it"):
             Store(url, read_only=read_only)
 
 
