@@ -1,9 +1,10 @@
 """What is kept of a pod: the few fields that a finding shows, small, and safe to show.
 
 Field names and defaults are those of the Kubernetes API
-(kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1). Whoever may create a pod chooses nearly every text in it: each passes through
-`vedette_detector.text.safe_text` and is bounded here, before it is kept. Pods of one workload differ in little, so what
-the template determines is one shared object (`Template`), and short texts are interned.
+(kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1). Whoever may create a pod chooses nearly every
+text in it: each passes through `vedette_detector.text.safe_text` and is bounded here, before it is kept. Pods of one
+workload differ in little, so what the template determines is one shared object (`Template`), and short texts are
+interned.
 """
 
 from __future__ import annotations
