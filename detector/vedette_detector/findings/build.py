@@ -112,7 +112,7 @@ def build(
     """
     kind = catalog.lookup(detection.finding_type)
     key = [safe_text(str(part), 1024) for part in detection.key]
-    identifier = finding_id(kind.name, resource.type, f"{host.node}\n{resource.id}", key)
+    identifier = finding_id(kind.name, resource.type, resource.scope, key)
     seen = epoch_ns(detection.wall)
     seen_text = iso(seen)
     arguments: dict[str, Any] = {}
@@ -121,7 +121,7 @@ def build(
     context, more_context = _context(detection.context, arguments)
     names = {
         "process": process.get("name") or "A process",
-        "where": "a container" if resource.type == "Container" else "the host",
+        "where": {"Container": "a container", "EKSCluster": "a pod"}.get(resource.type, "the host"),
     }
     title = safe_text(detection.title or kind.title.format_map(names), 512)
     description = safe_text(detection.description or _describe(title, process, resource), 2048)
@@ -158,6 +158,8 @@ def build(
     }
     if resource.container is not None:
         ours["container"] = resource.container
+    if resource.kubernetes is not None:
+        ours["kubernetes"] = with_occurrence(resource.kubernetes, host.node, seen_text, count)
     if more_context:
         ours["context"] = more_context
     if identity.cluster:
@@ -198,10 +200,25 @@ def _lines(text: str) -> str:
     return "\n".join(safe_text(line, 1024) for line in text.splitlines()[:100])
 
 
+def with_occurrence(kubernetes: Mapping[str, Any], node: str, seen: str, count: int) -> dict[str, Any]:
+    """``vedette.kubernetes`` with this occurrence's pod as the first of those that the finding is about."""
+    pod = kubernetes.get("pod")
+    if not pod:
+        return dict(kubernetes)
+    entry = {
+        "name": pod["name"],
+        "uid": pod["uid"],
+        "node": safe_text(node, 256),
+        "firstSeen": seen,
+        "lastSeen": seen,
+        "count": count,
+    }
+    return {**kubernetes, "pods": [entry]}
+
+
 def _describe(title: str, process: Mapping[str, Any], resource: Resource) -> str:
-    where = f"container {resource.id[:12]}" if resource.type == "Container" else f"host {resource.id}"
     path = process.get("executablePath") or "an unknown executable"
-    return f"{title.rstrip('.')}: {path} (pid {process.get('pid', 'unknown')}) on {where}."
+    return f"{title.rstrip('.')}: {path} (pid {process.get('pid', 'unknown')}) on {resource.where}."
 
 
 def _pruned(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """How occurrences become one finding: identity and folding. Pure.
 
-A finding is identified by its type, what it is about (the resource) and the aggregation key of its type. Repeats
+A finding is identified by its type, what it is about (the resource) and the aggregation key of its type. For pods the
+resource is the workload: the finding lists the pods (``vedette.kubernetes.pods``), and a pod that it did not list yet
+takes it out of the archive, because nobody has looked at that one. Repeats
 raise ``service.count``, move ``service.eventLastSeen`` and replace the details by the latest occurrence's, as
 GuardDuty does (guardduty/latest/ug/finding-aggregation); the severity is never lowered by a repeat, and earlier
 occurrences stay readable as such.
@@ -52,6 +54,35 @@ def iso(ns: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
+MAX_PODS = 50
+"""Pods listed with a finding: those seen last."""
+
+
+def join_pods(before: dict[str, Any], document: dict[str, Any]) -> bool:
+    """Add the pods that ``before`` lists to those of ``document``, in place; whether the latter had a new one."""
+    kubernetes = document.get("vedette", {}).get("kubernetes")
+    if not isinstance(kubernetes, dict) or not kubernetes.get("pods"):
+        return False
+    listed = {p["uid"]: p for p in before.get("vedette", {}).get("kubernetes", {}).get("pods", ())}
+    more = before.get("vedette", {}).get("kubernetes", {}).get("morePods", 0)
+    new = False
+    for pod in kubernetes["pods"]:
+        known = listed.get(pod["uid"])
+        new = new or known is None
+        listed[pod["uid"]] = pod if known is None else _seen_again(known, pod)
+    pods = sorted(listed.values(), key=lambda p: str(p["lastSeen"]), reverse=True)
+    kubernetes = {**kubernetes, "pods": pods[:MAX_PODS]}
+    if more or len(pods) > MAX_PODS:
+        kubernetes["morePods"] = more + max(0, len(pods) - MAX_PODS)
+    document["vedette"] = {**document["vedette"], "kubernetes": kubernetes}
+    return new
+
+
+def _seen_again(known: dict[str, Any], pod: dict[str, Any]) -> dict[str, Any]:
+    first, last = min(known["firstSeen"], pod["firstSeen"]), max(known["lastSeen"], pod["lastSeen"])
+    return {**pod, "firstSeen": first, "lastSeen": last, "count": known["count"] + pod["count"]}
+
+
 def collect(updates: Sequence[FindingUpdate], kept: int) -> list[FindingUpdate]:
     """Join updates of the same finding (in order of occurrence) to one each; of occurrences the last ``kept`` stay."""
     joined: dict[str, FindingUpdate] = {}
@@ -61,13 +92,15 @@ def collect(updates: Sequence[FindingUpdate], kept: int) -> list[FindingUpdate]:
             joined[update.id] = update
             continue
         severity = max(before.document["severity"], update.document["severity"])
+        document = {**update.document, "severity": severity}
+        join_pods(before.document, document)
         joined[update.id] = FindingUpdate(
             update.id,
             update.type,
             update.node,
             update.resource_type,
             update.resource_id,
-            {**update.document, "severity": severity},
+            document,
             (*before.occurrences, *update.occurrences)[-kept:],
             before.count + update.count,
             min(before.first_seen_ns, update.first_seen_ns),
@@ -87,13 +120,14 @@ def fold_document(known: dict[str, Any] | None, update: FindingUpdate, now_ns: i
         service.update(count=update.count, eventFirstSeen=first, eventLastSeen=last, archived=False)
         return document
     before = known["service"]
+    new_pod = join_pods(known, document)
     document["createdAt"] = known["createdAt"]
     document["severity"] = max(known["severity"], document["severity"])
     service.update(
         count=before["count"] + update.count,
         eventFirstSeen=min(before["eventFirstSeen"], first),
         eventLastSeen=max(before["eventLastSeen"], last),
-        archived=before["archived"],
+        archived=before["archived"] and not new_pod,
     )
     if "userFeedback" in before:
         service["userFeedback"] = before["userFeedback"]

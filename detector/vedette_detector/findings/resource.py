@@ -1,4 +1,4 @@
-"""What a finding is about: a container or the host.
+"""What a finding is about: a pod's container, another container, or the host.
 
 For a container on the detector's own host (same boot id) what the runtime wrote down is read: the OCI bundle's
 ``config.json`` under containerd's, CRI-O's and podman's state directories, Docker's ``config.v2.json``, and runc's
@@ -19,7 +19,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vedette_detector.cluster.context import PodContext, Unknown
+from vedette_detector.cluster.nodes import NodeInfo
 from vedette_detector.engine.detection import ContainerRef
+from vedette_detector.findings.workload import (
+    Cluster,
+    cluster_details,
+    image_prefix,
+    kubernetes_details,
+    scope,
+    unknown_workload,
+    where,
+    workload_details,
+)
+from vedette_detector.findings.workload import without_empty as _without_empty
 from vedette_detector.text import safe, safe_text
 
 MAX_FILE = 1 << 20
@@ -79,28 +92,52 @@ class Resource:
 
     Attributes:
         type: GuardDuty's ``resourceType``.
-        id: what identifies it on its node: container id, or the node's name.
+        id: container id, the node's name, or ``namespace/deployments/name/container`` of a workload.
+        scope: what identifies it in a detector: with the node, but for a workload, which is the same on all nodes.
+        where: the place in words.
         document: GuardDuty's ``resource``.
         host: our addition: the machine.
         container: our addition: what GuardDuty has no field for; None for the host.
+        kubernetes: our addition: pod, workload and node; None outside Kubernetes.
     """
 
     type: str
     id: str
+    scope: str
+    where: str
     document: dict[str, Any]
     host: dict[str, Any]
     container: dict[str, Any] | None = None
+    kubernetes: dict[str, Any] | None = None
 
 
-def describe(container: ContainerRef | None, host: Host, known: Mapping[str, Any] | None) -> Resource:
+@dataclass(frozen=True)
+class InCluster:
+    """What Kubernetes tells of a process.
+
+    Attributes:
+        cluster: as configured.
+        node: None where the API server has reported none of the name.
+        found: None for a process of the host.
+    """
+
+    cluster: Cluster
+    node: NodeInfo | None
+    found: PodContext | Unknown | None = None
+
+
+def describe(
+    container: ContainerRef | None, host: Host, known: Mapping[str, Any] | None, inside: InCluster | None = None
+) -> Resource:
     """Make the resource of a finding. Pure.
 
     Args:
         container: None for a process of the host.
         host: where it runs.
         known: what `ContainerStates.lookup` found.
+        inside: what Kubernetes tells; None outside Kubernetes.
     """
-    instance = _instance(host)
+    instance = _instance(host, inside.node if inside is not None else None)
     host_document = _without_empty(
         {
             "node": safe_text(host.node, 256),
@@ -111,9 +148,21 @@ def describe(container: ContainerRef | None, host: Host, known: Mapping[str, Any
             "bootId": host.boot_id.hex(),
         }
     )
+    kubernetes = kubernetes_details(inside.found, inside.node) if inside is not None else None
+    node_name = safe_text(host.node, 256)
     if container is None:
+        # As GuardDuty has it, a process of a node is one of its instance, in a cluster too
+        # (guardduty/latest/ug/guardduty-remediate-runtime-monitoring).
         document = {"resourceType": "Instance", "instanceDetails": instance}
-        return Resource("Instance", safe_text(host.node, 256), document, host_document)
+        return Resource(
+            "Instance",
+            node_name,
+            f"{host.node}\n{node_name}",
+            f"host {node_name}",
+            document,
+            host_document,
+            kubernetes=kubernetes,
+        )
     known = known or {}
     identity = safe_text(container.container_id or container.cgroup_path, 512)
     runtime = known.get("runtime") or container.runtime
@@ -131,32 +180,58 @@ def describe(container: ContainerRef | None, host: Host, known: Mapping[str, Any
             **{k: known.get(k) for k in ("bundle", "rootfs", "hostname", "hostNamespaces", "annotations")},
         }
     )
+    node_scope = f"{host.node}\n{identity}"
+    if inside is not None and (isinstance(inside.found, PodContext) or container.pod_uid):
+        document = {"resourceType": "EKSCluster", "eksClusterDetails": cluster_details(inside.cluster)}
+        if isinstance(inside.found, PodContext):
+            found = inside.found
+            workload = workload_details(found, runtime)
+            shared = scope(found)
+            resource_id, identified, place = safe_text(shared, 512), shared, where(found)
+        else:
+            # Only its own node knows the pod so far: nothing but the container's id identifies it.
+            workload = unknown_workload(container)
+            resource_id, identified = identity, node_scope
+            place = f"container {identity[:12]} of a pod not known yet"
+        document["kubernetesDetails"] = {"kubernetesWorkloadDetails": workload}
+        document["instanceDetails"] = instance
+        return Resource("EKSCluster", resource_id, identified, place, document, host_document, more, kubernetes)
     document = {"resourceType": "Container", "containerDetails": details, "instanceDetails": instance}
-    return Resource("Container", identity, document, host_document, more)
+    place = f"container {identity[:12]}"
+    return Resource("Container", identity, node_scope, place, document, host_document, more, kubernetes)
 
 
-def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if v not in (None, "", [], {})}
+def _instance(host: Host, node: NodeInfo | None) -> dict[str, Any]:
+    """GuardDuty's ``InstanceDetails``; outside EC2 the node's name stands for the instance id.
 
-
-def _instance(host: Host) -> dict[str, Any]:
-    """GuardDuty's ``InstanceDetails``; outside EC2 the node's name stands for the instance id."""
+    The API server's word comes before the agent's, which whoever is root on the node may forge.
+    """
     ec2 = host.ec2
 
     def text(*names: str) -> str | None:
         return next((v for n in names if isinstance(v := ec2.get(n), str) and v), None)
 
-    interface = {
-        "privateDnsName": host.hostname,
-        "privateIpAddress": text("privateIp", "private_ip"),
-    }
-    interface = {k: v for k, v in interface.items() if v}
+    addresses: dict[bool, list[str]] = {False: [], True: []}
+    for address in node.internal_ips if node is not None else ():
+        addresses[":" in address].append(address)
+    interface = _without_empty(
+        {
+            "privateDnsName": (node.internal_dns if node is not None else "") or host.hostname,
+            "privateIpAddress": next(iter(addresses[False]), None) or text("privateIp", "private_ip"),
+            "ipv6Addresses": addresses[True],
+            "publicIp": next((a for a in node.external_ips if ":" not in a), None) if node is not None else None,
+            "publicDnsName": node.external_dns if node is not None else None,
+        }
+    )
     return _without_empty(
         {
-            "instanceId": text("instanceId", "instance_id") or safe_text(host.node, 256),
-            "instanceType": text("instanceType", "instance_type"),
+            "instanceId": (node.instance_id if node is not None else "")
+            or text("instanceId", "instance_id")
+            or safe_text(host.node, 256),
+            "instanceType": (node.instance_type if node is not None else "") or text("instanceType", "instance_type"),
             "imageId": text("imageId", "image_id"),
-            "availabilityZone": text("availabilityZone", "availability_zone"),
+            "availabilityZone": (node.zone if node is not None else "")
+            or text("availabilityZone", "availability_zone"),
             "networkInterfaces": [interface] if interface else [],
         }
     )
@@ -285,11 +360,6 @@ def _dict(value: Any) -> dict[str, Any]:
 
 def _first(annotations: Mapping[str, Any], *names: str) -> str:
     return next((safe_text(v, 512) for n in names if isinstance(v := annotations.get(n), str) and v), "")
-
-
-def image_prefix(image: str) -> str:
-    """Everything before the image's own name: ``docker.io/library`` of ``docker.io/library/nginx:1``."""
-    return image.rpartition("/")[0]
 
 
 def from_oci(config: Mapping[str, Any], runtime: str, bundle: str) -> dict[str, Any]:

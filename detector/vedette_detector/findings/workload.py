@@ -195,15 +195,12 @@ def _container_details(found: PodContext) -> dict[str, Any]:
     return without_empty(details)
 
 
-def kubernetes_details(
-    found: PodContext | Unknown | None, node: NodeInfo | None, affected: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def kubernetes_details(found: PodContext | Unknown | None, node: NodeInfo | None) -> dict[str, Any]:
     """Our ``vedette.kubernetes``.
 
     Args:
         found: the pod; None for a process of the host.
         node: the node, where known.
-        affected: this occurrence's entry of ``pods``.
     """
     missing = list(found.missing) if isinstance(found, PodContext) else []
     if isinstance(found, Unknown) and found.message:
@@ -234,6 +231,4 @@ def kubernetes_details(
             **({"sharesProcessNamespace": True} if pod.template.share_processes else {}),
         }
         details["nodeContainerId"] = found.outside
-        if affected is not None:
-            details["pods"] = [dict(affected)]
     return without_empty(details)
