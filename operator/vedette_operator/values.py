@@ -332,9 +332,9 @@ class Detector:
 
     external: External | None = field("A detector elsewhere, in place of one in this cluster.", None)
     log_level: LogLevel = field("Least level of log lines.", "info")
-    bind_address: Literal["0.0.0.0", "::"] = field(
+    bind_address: Literal["0.0.0.0", "::"] = field(  # noqa: S104 - every address of a pod
         "Where it listens; `::` in a cluster whose pods have IPv6 addresses.",
-        "0.0.0.0",  # noqa: S104 - a pod's own address
+        "0.0.0.0",  # noqa: S104
     )
     workers: int = field("Engine processes; 0: one for each core of the node.", 2, check=_least(0))
     storage: Storage = field("Its volume.", Storage)
