@@ -302,7 +302,9 @@ def signature(*folders: str | Path) -> tuple[tuple[str, int, int], ...]:
     out = []
     for root in map(Path, folders):
         for path in sorted(root.rglob("*")) if root.is_dir() else []:
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
+            # A mounted ConfigMap is a folder of links into a folder `..2026_…` beside them: one of the two is enough.
+            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+            if path.suffix.lower() in _SUFFIXES and not hidden:
                 try:
                     stat = path.stat()
                 except OSError:

@@ -215,13 +215,21 @@ def load_rules(directories: Iterable[str | Path]) -> Ruleset:
         if root.is_file():
             files = [root]
         elif root.is_dir():
-            files = sorted(p for p in root.rglob("*") if p.suffix in (".yml", ".yaml") and not p.name.startswith("."))
+            files = sorted(p for p in root.rglob("*") if p.suffix in (".yml", ".yaml") and not _hidden(p, root))
         else:
             out.errors.append(RuleError(str(root), 0, "NotFound", "there is no such folder or file"))
             continue
         for path in files:
             _load_file(path, out, by_id)
     return out
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    """Whether a name below ``root`` begins with a dot.
+
+    A mounted ConfigMap is a folder of links into a folder ``..2026_…`` beside them: each file would be there twice.
+    """
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def load_rule_text(text: str, file: str = "<rule>") -> Ruleset:
