@@ -51,14 +51,34 @@ class Settings:
     """Settings of one detector process. Units are in each field's metadata and in ``--help``."""
 
     data_dir: Path = _field(Path("/var/lib/vedette/detector"), "Directory of the database and the journal.")
-    listen: str = _field(
-        "unix:///run/vedette/detector.sock",
-        "Where agents connect: unix:///path or https://host:port.",
+    listen: tuple[str, ...] = _field(
+        ("unix:///run/vedette/detector.sock",),
+        "Where agents connect: unix:///path or https://host:port; may be given several times.",
     )
-    tls_cert: Path | None = _field(None, "Certificate chain (PEM) for an https listener.")
-    tls_key: Path | None = _field(None, "Private key (PEM) for an https listener.")
+    tls_cert: Path | None = _field(None, "Certificate chain (PEM) for https listeners.")
+    tls_key: Path | None = _field(None, "Private key (PEM) for https listeners.")
+    tls_reload_s: float = _field(10.0, "How often certificate and key are looked at for changes.", "s")
     token_file: Path | None = _field(
-        None, "For an https listener: file with one 'node token' pair per line; read again when it changes."
+        None, "For https listeners: file with one 'node token' pair per line; read again when it changes."
+    )
+    token_review: bool = _field(
+        False, "For https listeners, in place of a token file: ask the Kubernetes API server whose token it is."
+    )
+    token_audience: str = _field("vedette", "Audience that reviewed tokens must be meant for.")
+    token_cache_s: float = _field(60.0, "How long a reviewed token is admitted without asking again.", "s")
+    token_grace_s: float = _field(
+        3600.0,
+        "While the API server is away: how long after its last review a token is admitted, at most until it expires.",
+        "s",
+    )
+    agent_service_account: str = _field(
+        "vedette-system:vedette-agent", "Service account of the agents, as namespace:name."
+    )
+    admin_service_account: tuple[str, ...] = _field(
+        ("vedette-system:vedette-operator",), "Service accounts that may read status and coverage, as namespace:name."
+    )
+    kubernetes: str = _field(
+        "off", "Watch pods and nodes: off, in-cluster, or the path of a kubeconfig. It is used for token reviews too."
     )
     agent_uid: int = _field(60700, "User id of the agent, admitted to the unix socket beside root.")
     socket_mode: int = _field(0o660, "Mode of the unix socket, octal; its group becomes the agent's.", "mode")
@@ -87,6 +107,7 @@ class Settings:
     region: str = _field("local", "region of findings.")
     partition: str = _field("aws", "partition of findings and their ARNs.")
     cluster: str = _field("", "Name of the cluster that this detector watches; empty: none.")
+    cluster_arn: str = _field("", "ARN of that cluster for findings; empty: made of region, account and name.")
     detector_id: str = _field("", "detectorId of findings, 32 hex; empty: made once and kept in the database.")
     log_level: str = _field("info", "debug, info, warning or error.")
 
@@ -107,12 +128,7 @@ class Settings:
             ConfigError: naming every setting that is wrong.
         """
         problems = []
-        if not re.fullmatch(r"unix:///.+|https://(\[[0-9a-fA-F:]+\]|[^:/]+):\d{1,5}", self.listen):
-            problems.append(f"listen: {self.listen!r} is neither unix:///path nor https://host:port")
-        if self.listen.startswith("https:"):
-            for name in ("tls_cert", "tls_key", "token_file"):
-                if getattr(self, name) is None:
-                    problems.append(f"{name}: an https listener needs it")
+        problems += self._listener_problems()
         if not re.fullmatch(r"\d{12}", self.account_id):
             problems.append(f"account_id: {self.account_id!r} is not twelve digits")
         if self.detector_id and not re.fullmatch(r"[0-9a-f]{32}", self.detector_id):
@@ -127,13 +143,53 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 problems.append(f"{name}: must be at least 1, is {getattr(self, name)}")
-        for name in ("journal_s", "finding_retention_s", "history_window_s", "store_timeout_s", "reload_s"):
-            if getattr(self, name) <= 0:
+        for name in (
+            "journal_s",
+            "finding_retention_s",
+            "history_window_s",
+            "store_timeout_s",
+            "reload_s",
+            "tls_reload_s",
+            "token_cache_s",
+        ):
+            if not 0 < getattr(self, name) < float("inf"):
                 problems.append(f"{name}: must be greater than 0, is {getattr(self, name)}")
+        if self.token_grace_s < 0:
+            problems.append(f"token_grace_s: must not be negative, is {self.token_grace_s}")
+        if self.cluster_arn and not re.fullmatch(r"arn:aws[a-z-]*:eks:[a-z0-9-]+:\d{12}:cluster/\S+", self.cluster_arn):
+            problems.append(f"cluster_arn: {self.cluster_arn!r} is not arn:aws:eks:<region>:<account>:cluster/<name>")
         if self.workers < 0:
             problems.append(f"workers: must not be negative, is {self.workers}")
         if problems:
             raise ConfigError("; ".join(problems))
+
+    def _listener_problems(self) -> list[str]:
+        problems = []
+        if not self.listen:
+            problems.append("listen: at least one address is needed")
+        for address in self.listen:
+            if not re.fullmatch(r"unix:///.+|https://(\[[0-9a-fA-F:]+\]|[^:/]+):\d{1,5}", address):
+                problems.append(f"listen: {address!r} is neither unix:///path nor https://host:port")
+        if any(address.startswith("https:") for address in self.listen):
+            for name in ("tls_cert", "tls_key"):
+                if getattr(self, name) is None:
+                    problems.append(f"{name}: an https listener needs it")
+            if self.token_file is None and not self.token_review:
+                problems.append("token_file: an https listener needs it, or token_review")
+        if self.token_file is not None and self.token_review:
+            problems.append("token_file: it and token_review exclude each other")
+        if not self.token_audience:
+            problems.append("token_audience: must not be empty")
+        for name, accounts in (
+            ("agent_service_account", (self.agent_service_account,)),
+            ("admin_service_account", self.admin_service_account),
+        ):
+            for account in accounts:
+                if not re.fullmatch(r"[a-z0-9-]+:[a-z0-9.-]+", account):
+                    problems.append(f"{name}: {account!r} is not namespace:name")
+        if self.agent_service_account in self.admin_service_account:
+            problems.append("admin_service_account: the agents' account must not be an administrator's")
+        return problems
 
 
 def _flag(name: str) -> str:
@@ -183,7 +239,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         elif field.name == "socket_mode":
             shown = oct(shown)
         elif isinstance(shown, tuple):
-            shown = "none"
+            shown = " ".join(map(str, shown))
         unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
         shown = "none" if shown in (None, "") else shown
         text = f"{field.metadata['doc']}{unit} Default: {shown}".replace("%", "%%")

@@ -54,7 +54,7 @@ async def run(settings: Settings) -> None:
         loop.add_signal_handler(number, stopping.set)
     try:
         await service.start()
-        print(f"ready {settings.listen}", flush=True)
+        print(f"ready {' '.join(settings.listen)}", flush=True)
         await stopping.wait()
     finally:
         await service.stop()

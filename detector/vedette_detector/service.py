@@ -7,9 +7,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import socket
-import ssl
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,10 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
-
 from vedette_detector import filters, ingest, metrics
-from vedette_detector.auth import Authenticator, PeerCredentials, TokenFile
+from vedette_detector.cluster.api import IN_CLUSTER, KubernetesApi
+from vedette_detector.cluster.token_review import TokenReviews
 from vedette_detector.config import Settings
 from vedette_detector.detectors import ALL_DETECTORS, Detector
 from vedette_detector.engine.context import EngineSettings
@@ -35,6 +31,7 @@ from vedette_detector.findings.resource import ContainerStates, Host, describe
 from vedette_detector.intake import Intake
 from vedette_detector.journal import Journal, SessionKey
 from vedette_detector.ledger import LOSS_KINDS, Note, NoteKind, Totals
+from vedette_detector.listeners import Listeners
 from vedette_detector.liveness import Liveness
 from vedette_detector.sigma.loader import Ruleset, load_rules, rules_directory
 from vedette_detector.store import NOTES_KEPT, Losses, Store
@@ -150,7 +147,9 @@ class Service:
         self.pool: WorkerPool
         self.intake: Intake
         self._tasks: list[asyncio.Task[None]] = []
-        self._runner: web.AppRunner | None = None
+        self.kubernetes: KubernetesApi | None = None
+        self.reviews: TokenReviews | None = None
+        self.listeners: Listeners | None = None
         self._last_retained = 0.0
 
     # Rules and lists
@@ -265,6 +264,7 @@ class Service:
                         "dropped_batches": self.recovery.dropped,
                     },
                 },
+                "access": self.listeners.describe() if self.listeners is not None else None,
                 "waiting_bytes": self.intake.waiting_bytes,
                 "since_start": {
                     "batches": statistics.batches,
@@ -379,63 +379,61 @@ class Service:
         self.intake.on_batch = self._count_batch
         await self.pool.start()
         self.intake.start()
-        authenticator: Authenticator
-        if settings.listen.startswith("unix:"):
-            authenticator = PeerCredentials(settings.agent_uid)
-        else:
-            assert settings.token_file is not None
-            authenticator = TokenFile(settings.token_file)
-        app = ingest.make_app(self, authenticator, max_body_bytes=settings.max_body_bytes)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
-        await self._runner.setup()
-        try:
-            await self._listen(self._runner)
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {settings.listen}: {error}", reason="CannotListen") from None
+        await self._start_kubernetes()
+        self.listeners = Listeners(
+            settings,
+            lambda authenticator: ingest.make_app(self, authenticator, max_body_bytes=settings.max_body_bytes),
+            self.reviews,
+        )
+        await self.listeners.start()
         self._tasks = [
             asyncio.create_task(self._periodically(settings.reload_s, self._reload), name="reload"),
             asyncio.create_task(self._periodically(HOUSEKEEPING_S, self._keep_house), name="housekeeping"),
+            asyncio.create_task(self._periodically(settings.tls_reload_s, self.listeners.reload), name="certificate"),
         ]
         log.info(
-            "detector listens on %s with %d workers and %d rules", settings.listen, workers, len(self.ruleset.rules)
+            "detector listens on %s with %d workers and %d rules",
+            " ".join(settings.listen),
+            workers,
+            len(self.ruleset.rules),
         )
+
+    async def _start_kubernetes(self) -> None:
+        """Open what talks to the Kubernetes API server, where the settings ask for it.
+
+        Raises:
+            ConfigError: its configuration cannot be used. An API server that is away is no error.
+        """
+        settings = self.settings
+        if settings.kubernetes == "off" and not settings.token_review:
+            return
+        self.kubernetes = KubernetesApi(IN_CLUSTER if settings.kubernetes == "off" else settings.kubernetes)
+        await self.kubernetes.open()
+        if settings.token_review:
+            self.reviews = TokenReviews(
+                self.kubernetes,
+                audience=settings.token_audience,
+                agents=settings.agent_service_account,
+                admins=settings.admin_service_account,
+                cache_s=settings.token_cache_s,
+                grace_s=settings.token_grace_s,
+            )
 
     def _count_batch(self, header: BatchHeader, data: bytes) -> None:
         self.liveness.batch(header.node)
         self.rates.add(header.node, header.count, len(data), time.time())
-
-    async def _listen(self, runner: web.AppRunner) -> None:
-        settings = self.settings
-        if not settings.listen.startswith("unix:"):
-            host, _, port = settings.listen.removeprefix("https://").rpartition(":")
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            assert settings.tls_cert is not None
-            context.load_cert_chain(settings.tls_cert, settings.tls_key)
-            await web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context).start()
-            return
-        path = Path(settings.listen.removeprefix("unix://"))
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        remove_stale_socket(path)
-        # Bound under a mask that admits nobody, then opened to whom it is for.
-        mask = os.umask(0o177)
-        try:
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        if os.geteuid() == 0:
-            os.chown(path, 0, settings.agent_uid)
-        os.chmod(path, settings.socket_mode)
-        await web.SockSite(runner, listener).start()
 
     async def stop(self) -> None:
         """Answer what waits, then close everything."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self.listeners is not None:
+            await self.listeners.stop()
+        if self.reviews is not None:
+            await self.reviews.close()
+        if self.kubernetes is not None:
+            await self.kubernetes.close()
         if hasattr(self, "intake"):
             with contextlib.suppress(DetectorError):
                 await self._keep_house()
@@ -508,29 +506,6 @@ class Service:
         sessions.remember_only(folded)
         if removed:
             log.info("removed %d findings older than the retention", removed)
-
-
-def remove_stale_socket(path: Path) -> None:
-    """Remove a socket that nobody listens on.
-
-    Raises:
-        ConfigError: somebody listens, or the path is not a socket.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path} exists and is not a socket", reason="CannotListen")
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with contextlib.closing(probe):
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            path.unlink(missing_ok=True)
-            return
-    raise ConfigError(f"another process listens on {path}", reason="AlreadyRunning")
 
 
 def losses_document(recent: Mapping[NoteKind, Losses], everything: Totals) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 An agent sends the token that the kubelet projects into its pod (audience ``vedette``). The API server says whether the
 token is valid, whose it is, and on which node its pod runs (the extra attribute
-``authentication.kubernetes.io/node-name``, Kubernetes 1.30 and later; before, the pod's name and uid, which `NodeOfPod`
-turns into a node). Fields: https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/
+``authentication.kubernetes.io/node-name``, Kubernetes 1.30 and later; before, the pod's name and uid, with which the
+pod is asked for). Fields: https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/
 
 What a token says of itself (`parse_claims`) only ever *refuses*: it spares the API server questions whose answer is
 plain and gives the refusal a reason that a person can act on. Nobody is admitted without a review.
@@ -23,9 +23,10 @@ import math
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -66,15 +67,16 @@ SAY_AGAIN_S = 60.0
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+")
 _SERVICE_ACCOUNT = "system:serviceaccount:"
 
-NodeOfPod = Callable[[str, str, str], Awaitable[str | None]]
-"""(namespace, pod name, pod uid) -> the node that this very pod runs on; None: not known (yet)."""
-
 
 class Api(Protocol):
     """What the reviews need of `vedette_detector.cluster.api.KubernetesApi`."""
 
     async def post(self, path: str, body: Mapping[str, Any], *, timeout_s: float) -> dict[str, Any]:
         """POST; see there."""
+        ...
+
+    async def get(self, path: str, *, timeout_s: float) -> dict[str, Any]:
+        """GET; see there."""
         ...
 
 
@@ -194,7 +196,6 @@ class TokenReviews:
         admins: service accounts that may read status and coverage.
         cache_s: how long an admission is good without asking again; so long a token of a deleted pod is admitted.
         grace_s: how long after its last review a token is admitted while the API server is away, at most until its end.
-        node_of_pod: for API servers that do not name the node.
         clock: monotonic seconds.
         wall: seconds since the epoch.
     """
@@ -208,7 +209,6 @@ class TokenReviews:
         admins: Sequence[str] = (),
         cache_s: float = 60.0,
         grace_s: float = 3600.0,
-        node_of_pod: NodeOfPod | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -218,7 +218,6 @@ class TokenReviews:
         self._admins = frozenset(_SERVICE_ACCOUNT + admin for admin in admins)
         self._cache_s = cache_s
         self._grace_s = grace_s
-        self._node_of_pod = node_of_pod
         self._clock = clock
         self._wall = wall
         self._admitted: OrderedDict[bytes, _Admitted] = OrderedDict()
@@ -234,7 +233,7 @@ class TokenReviews:
 
         Raises:
             AuthenticationError: NoToken, MalformedToken, WrongAudience, TokenExpired, UnknownToken.
-            AuthorizationError: WrongServiceAccount, UnboundToken.
+            AuthorizationError: WrongServiceAccount, UnboundToken, PodGone.
             IdentityUnavailableError: the API server cannot be asked, and no review of the token is recent enough.
         """
         token = bearer_token(request)
@@ -361,14 +360,32 @@ class TokenReviews:
             if not bound.pod_name or not bound.pod_uid:
                 message = "the token is bound to no pod; agents send the token that is projected into their pod"
                 raise AuthorizationError(message, reason="UnboundToken")
-            if self._node_of_pod is None:
-                message = "the API server names no node (Kubernetes before 1.30); start the detector with --kubernetes"
-                raise AuthorizationError(message, reason="NoNodeClaim")
-            node = await self._node_of_pod(bound.namespace, bound.pod_name, bound.pod_uid) or ""
-            if not node:
-                message = f"pod {safe_text(bound.namespace, 63)}/{safe_text(bound.pod_name, 253)} is not known yet"
-                raise IdentityUnavailableError(message, reason="PodUnknown")
+            node = await self._node_of_pod(bound)
         return Identity(f"agent of node {safe_text(node, 253)}", node=node)
+
+    async def _node_of_pod(self, bound: Bound) -> str:
+        """Where the pod runs, asked of the API server; for one that does not say so in the review.
+
+        Raises:
+            AuthorizationError: there is no such pod.
+            ApiError, ApiUnreachableError: as of the API server.
+        """
+        path = f"/api/v1/namespaces/{quote(bound.namespace, safe='')}/pods/{quote(bound.pod_name, safe='')}"
+        try:
+            pod = await self._api.get(path, timeout_s=REVIEW_TIMEOUT_S)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            pod = {}
+        metadata, spec = pod.get("metadata"), pod.get("spec")
+        uid = metadata.get("uid") if isinstance(metadata, dict) else None
+        node = spec.get("nodeName") if isinstance(spec, dict) else None
+        if uid != bound.pod_uid or not isinstance(node, str) or not node:
+            raise AuthorizationError(
+                f"pod {safe_text(bound.namespace, 63)}/{safe_text(bound.pod_name, 253)} of the token runs nowhere",
+                reason="PodGone",
+            )
+        return node
 
     def _refuse(self, key: bytes, error: DetectorError, claims: Claims | None) -> DetectorError:
         """Remember a refusal for a moment; returns what to raise."""

@@ -39,7 +39,7 @@ def settings(tmp_path: Path, short_dir: Path, rules: Path) -> Settings:
     """Settings of a detector of its own."""
     return Settings(
         data_dir=tmp_path / "data",
-        listen=f"unix://{short_dir}/d.sock",
+        listen=(f"unix://{short_dir}/d.sock",),
         rules=(rules,),
         builtin_rules=False,
         workers=1,

@@ -119,7 +119,7 @@ class Client:
 @asynccontextmanager
 async def client_of(settings: Settings) -> AsyncIterator[Client]:
     """A client of the detector with these settings."""
-    connector = aiohttp.UnixConnector(settings.listen.removeprefix("unix://"))
+    connector = aiohttp.UnixConnector(settings.listen[0].removeprefix("unix://"))
     async with aiohttp.ClientSession(connector=connector) as session:
         yield Client(session)
 

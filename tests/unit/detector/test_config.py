@@ -21,6 +21,13 @@ def test_several_values_come_from_repeated_flags_or_lines() -> None:
     assert parse([], {"VEDETTE_THREAT_LISTS": "/a\n/b\n"}).threat_lists == (Path("/a"), Path("/b"))
 
 
+def test_several_addresses_may_be_listened_on() -> None:
+    assert parse([], {}).listen == ("unix:///run/vedette/detector.sock",)
+    arguments = ["--listen", "unix:///a", "--listen", "https://0.0.0.0:8443", "--tls-cert", "c", "--tls-key", "k"]
+    assert parse([*arguments, "--token-review", "true"], {}).listen == ("unix:///a", "https://0.0.0.0:8443")
+    assert parse([], {"VEDETTE_LISTEN": "unix:///a\nunix:///b\n"}).listen == ("unix:///a", "unix:///b")
+
+
 def test_the_database_is_a_file_in_the_data_directory_by_default() -> None:
     assert parse(["--data-dir", "/d"], {}).database_url == "sqlite:////d/findings.db"
     assert parse(["--store-url", "postgresql://h/db"], {}).database_url == "postgresql://h/db"
@@ -41,7 +48,34 @@ def test_the_database_is_a_file_in_the_data_directory_by_default() -> None:
         (
             ["--listen", "https://[::1]:8443"],
             "tls_cert: an https listener needs it; tls_key: an https listener needs it; "
-            "token_file: an https listener needs it",
+            "token_file: an https listener needs it, or token_review",
+        ),
+        (
+            ["--token-file", "/t", "--token-review", "true", "--token-audience", ""],
+            "token_file: it and token_review exclude each other; token_audience: must not be empty",
+        ),
+        (
+            ["--agent-service-account", "agent", "--admin-service-account", "a:b", "--admin-service-account", "A:b"],
+            "agent_service_account: 'agent' is not namespace:name; admin_service_account: 'A:b' is not namespace:name",
+        ),
+        (
+            ["--admin-service-account", "vedette-system:vedette-agent"],
+            "admin_service_account: the agents' account must not be an administrator's",
+        ),
+        (
+            [
+                "--cluster-arn",
+                "arn:aws:s3:::b",
+                "--token-cache-s",
+                "0",
+                "--token-grace-s",
+                "-1",
+                "--tls-reload-s",
+                "nan",
+            ],
+            "tls_reload_s: must be greater than 0, is nan; token_cache_s: must be greater than 0, is 0.0; "
+            "token_grace_s: must not be negative, is -1.0; "
+            "cluster_arn: 'arn:aws:s3:::b' is not arn:aws:eks:<region>:<account>:cluster/<name>",
         ),
     ],
 )

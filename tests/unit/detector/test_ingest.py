@@ -579,7 +579,7 @@ def https(settings: Settings, tmp_path: Path) -> Settings:
     (tmp_path / "tokens").write_text("# comment\nnode-a aaaaaaaaaaaaaaaaaaaa\n* oooooooooooooooooooo\n")
     return replace(
         settings,
-        listen=f"https://127.0.0.1:{port}",
+        listen=(f"https://127.0.0.1:{port}",),
         tls_cert=tmp_path / "cert.pem",
         tls_key=tmp_path / "key.pem",
         token_file=tmp_path / "tokens",
@@ -595,7 +595,7 @@ async def test_over_https_a_token_speaks_for_its_own_node_only(https: Settings, 
 
             async def post(token: str | None, body: bytes) -> tuple[int, str]:
                 headers = {"Authorization": f"Bearer {token}"} if token else {}
-                async with session.post(f"{https.listen}/v1/batches", data=body, headers=headers) as answer:
+                async with session.post(f"{https.listen[0]}/v1/batches", data=body, headers=headers) as answer:
                     return answer.status, (await answer.json()).get("reason", "")
 
             assert await post(None, batch(1)) == (401, "NoToken")
@@ -605,7 +605,7 @@ async def test_over_https_a_token_speaks_for_its_own_node_only(https: Settings, 
             assert await post("a" * 20, batch(1)) == (200, "")
             for token, status in (("a" * 20, 403), ("o" * 20, 200)):
                 headers = {"Authorization": f"Bearer {token}"}
-                async with session.get(f"{https.listen}/v1/status", headers=headers) as answer:
+                async with session.get(f"{https.listen[0]}/v1/status", headers=headers) as answer:
                     assert answer.status == status
             (tmp_path / "tokens").write_text("node-a cccccccccccccccccccc\n")
             assert await post("a" * 20, batch(2)) == (401, "UnknownToken")
@@ -623,7 +623,7 @@ async def start(settings: Settings) -> asyncio.subprocess.Process:
         sys.executable,
         "-m",
         "vedette_detector",
-        *("--data-dir", str(settings.data_dir), "--listen", settings.listen, "--rules", str(settings.rules[0])),
+        *("--data-dir", str(settings.data_dir), "--listen", settings.listen[0], "--rules", str(settings.rules[0])),
         *("--builtin-rules", "false", "--workers", "1", "--log-level", "warning", "--journal-segment-bytes", "4000"),
         stdout=subprocess.PIPE,
     )

@@ -16,7 +16,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.detector.api_server import ApiServer, api_server, failure
+from tests.unit.detector.api_server import ApiServer, answering, api_server, failure
 from vedette_detector.auth import Identity
 from vedette_detector.cluster import token_review
 from vedette_detector.cluster.api import KubernetesApi
@@ -121,10 +121,6 @@ class World:
         return type(raised.value).__name__, raised.value.reason
 
 
-async def pods(namespace: str, name: str, uid: str) -> str | None:
-    return "node-of-pod" if (namespace, name, uid) == ("vedette-system", "vedette-agent-x", "u-1") else None
-
-
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with api_server(tmp_path / "api") as server:
@@ -140,7 +136,6 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 admins=("vedette-system:vedette-operator",),
                 cache_s=60.0,
                 grace_s=600.0,
-                node_of_pod=pods,
                 clock=clock.monotonic,
                 wall=clock.wall,
             )
@@ -162,11 +157,31 @@ async def test_an_administrator_delivers_for_no_node(world: World) -> None:
     assert identity == Identity(OPERATOR, node="", admin=True)
 
 
-async def test_an_older_api_server_names_the_pod_and_the_watch_its_node(world: World) -> None:
+async def test_of_an_older_api_server_the_pod_of_the_token_is_asked_for(world: World) -> None:
+    handlers = world.reviewer.server.handlers
+    pod = "/api/v1/namespaces/vedette-system/pods/vedette-agent-x"
+    handlers["GET", pod] = answering({"metadata": {"uid": "u-1"}, "spec": {"nodeName": "node-of-pod"}})
     token = world.reviewer.know(jwt(), pod="vedette-agent-x", uid="u-1")
     assert (await world.ask(token)).node == "node-of-pod"
+    # Another pod of that name; a pod that is gone; one that was not scheduled; a pod's name that is a path.
     other = world.reviewer.know(jwt(mark="other"), pod="vedette-agent-x", uid="u-2")
-    assert await world.refusal(other) == ("IdentityUnavailableError", "PodUnknown")
+    assert await world.refusal(other) == ("AuthorizationError", "PodGone")
+    gone = world.reviewer.know(jwt(mark="gone"), pod="vedette-agent-y", uid="u-1")
+    assert await world.refusal(gone) == ("AuthorizationError", "PodGone")
+    handlers["GET", pod] = answering({"metadata": {"uid": "u-1"}, "spec": {}})
+    pending = world.reviewer.know(jwt(mark="pending"), pod="vedette-agent-x", uid="u-1")
+    assert await world.refusal(pending) == ("AuthorizationError", "PodGone")
+    odd = world.reviewer.know(jwt(mark="odd"), pod="../../nodes", uid="u-1")
+    assert await world.refusal(odd) == ("AuthorizationError", "PodGone")
+
+
+async def test_a_pod_that_cannot_be_asked_for_now_is_asked_for_again(world: World) -> None:
+    async def broken(request: web.Request) -> web.StreamResponse:
+        return failure(500, "InternalError", "etcd")
+
+    world.reviewer.server.handlers["GET", "/api/v1/namespaces/vedette-system/pods/vedette-agent-x"] = broken
+    token = world.reviewer.know(jwt(), pod="vedette-agent-x", uid="u-1")
+    assert await world.refusal(token) == ("IdentityUnavailableError", "IdentityUnavailable")
 
 
 @pytest.mark.parametrize(
