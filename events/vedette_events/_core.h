@@ -191,4 +191,60 @@ void vd_matcher_free(struct vd_matcher *matcher);
 /* False: out of memory. The caller frees the two arrays. */
 bool vd_matcher_search(const struct vd_matcher *matcher, const struct vd_heap *heap, struct vd_pairs *pairs);
 
+/* ---- sieve (_sieve.c) ---- */
+
+enum vd_mask_op {
+	VD_MASK_EQ, VD_MASK_NE, VD_MASK_LT, VD_MASK_LE, VD_MASK_GT, VD_MASK_GE,
+	VD_MASK_ANY_BITS, VD_MASK_ALL_BITS, VD_MASK_NO_BITS,
+	VD_MASK_IN, VD_MASK_NOT_IN, /* sorted uint64 at set_at */
+	VD_MASK_NET,                /* networks at set_at, the address family at offset `value` */
+	VD_MASK_WATCHED,            /* the set number `value` of those given with each call */
+	VD_MASK_ALWAYS, VD_MASK_NEVER,
+	VD_MASK_OPS
+};
+
+#define VD_NETWORK_SIZE 40 /* u32 family, bits[4], masks[4], padding */
+
+struct vd_mask {
+	uint16_t at; /* of the field in a row */
+	uint8_t width;
+	uint8_t is_signed;
+	uint32_t op;
+	uint32_t set_at, set_count; /* set_at in uint64 */
+	uint64_t value;
+};
+
+/* Numbers of masks and groups lie in `indexes`. The first group is the one that leads to the plan. */
+struct vd_plan { uint32_t masks_at, masks, groups_at, groups, answer, plain; };
+struct vd_group { uint32_t plans_at, plans, joined; };
+
+struct vd_sieve {
+	size_t row_size;
+	const struct vd_mask *masks;
+	const struct vd_plan *plans;
+	const struct vd_group *groups;
+	const uint32_t *literals; /* literal_count + 1: where the numbers of a literal's groups begin in `indexes` */
+	const uint32_t *indexes;
+	const uint8_t *values; /* uint64 */
+	uint32_t mask_count, plan_count, group_count, literal_count;
+};
+
+struct vd_watched { const uint8_t *values; size_t count; }; /* sorted uint64 */
+struct vd_found { const uint8_t *rows, *literals; size_t count; uint32_t first; }; /* of one tail; first: its literal 0 */
+struct vd_keys { uint64_t *keys; size_t count, room; };
+
+/* Whether every number in the sieve lies where it should; nothing else checks that. */
+bool vd_sieve_check(const struct vd_sieve *sieve, size_t values_size, size_t index_count, size_t watched_count);
+/* answer << 32 | row for each plan that a row passes, sorted, each once. False: out of memory. The caller frees. */
+bool vd_sieve_select(const struct vd_sieve *sieve, const uint8_t *rows, size_t count, const struct vd_watched *watched,
+		     const struct vd_found *tails, size_t tail_count, struct vd_keys *out);
+
+/* What an exec's path and argument vector (strings each ended by NUL) say when it is a shell: whether it was given a
+ * command or a script, options and their values left out; whether its second string is -c with something behind it;
+ * whether the program is called busybox, whose arguments mean something else. */
+#define VD_SHELL_GIVEN 1
+#define VD_SHELL_DASH_C 2
+#define VD_SHELL_BUSYBOX 4
+uint8_t vd_shell_arguments(const uint8_t *path, size_t path_size, const uint8_t *argv, size_t argv_size);
+
 #endif

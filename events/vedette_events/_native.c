@@ -453,6 +453,194 @@ static PyType_Spec matcher_spec = {
 	"vedette_events._native.Matcher", sizeof(Matcher), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, matcher_slots,
 };
 
+/* ---- Sieve ---- */
+
+typedef struct {
+	PyObject_HEAD
+	struct vd_sieve sieve;
+	PyObject *parts; /* tuple of the bytes that the sieve points into */
+	Py_ssize_t watched;
+} Sieve;
+
+static PyObject *sieve_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+	static char *names[] = {"row_size", "watched", "masks", "plans", "groups", "literals", "indexes", "values", NULL};
+	Py_ssize_t row_size, watched;
+	PyObject *parts[6];
+	if (!PyArg_ParseTupleAndKeywords(args, keywords, "nnSSSSSS:Sieve", names, &row_size, &watched, &parts[0], &parts[1],
+					 &parts[2], &parts[3], &parts[4], &parts[5]))
+		return NULL;
+	static const size_t sizes[] = {sizeof(struct vd_mask), sizeof(struct vd_plan), sizeof(struct vd_group), 4, 4, 8};
+	size_t counts[6];
+	for (int i = 0; i < 6; i++) {
+		size_t size = (size_t)PyBytes_GET_SIZE(parts[i]);
+		if (!check_size((Py_ssize_t)size))
+			return NULL;
+		counts[i] = size / sizes[i];
+		if (size % sizes[i])
+			return PyErr_Format(PyExc_ValueError, "%s: %zu bytes are no multiple of %zu", names[i + 2], size, sizes[i]);
+	}
+	if (row_size < 1 || row_size > 65535 || watched < 0 || counts[3] < 1)
+		return PyErr_Format(PyExc_ValueError, "row_size, watched or literals out of bounds");
+	Sieve *self = (Sieve *)type->tp_alloc(type, 0);
+	if (!self)
+		return NULL;
+	self->watched = watched;
+	self->parts = PyTuple_Pack(6, parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]);
+	self->sieve = (struct vd_sieve){
+		.row_size = (size_t)row_size,
+		.masks = (const struct vd_mask *)PyBytes_AS_STRING(parts[0]),
+		.plans = (const struct vd_plan *)PyBytes_AS_STRING(parts[1]),
+		.groups = (const struct vd_group *)PyBytes_AS_STRING(parts[2]),
+		.literals = (const uint32_t *)PyBytes_AS_STRING(parts[3]),
+		.indexes = (const uint32_t *)PyBytes_AS_STRING(parts[4]),
+		.values = (const uint8_t *)PyBytes_AS_STRING(parts[5]),
+		.mask_count = (uint32_t)counts[0],
+		.plan_count = (uint32_t)counts[1],
+		.group_count = (uint32_t)counts[2],
+		.literal_count = (uint32_t)counts[3] - 1,
+	};
+	if (self->parts && !vd_sieve_check(&self->sieve, 8 * counts[5], counts[4], (size_t)watched))
+		PyErr_SetString(PyExc_ValueError, "the sieve's parts do not fit each other");
+	if (PyErr_Occurred())
+		Py_CLEAR(self);
+	return (PyObject *)self;
+}
+
+static void sieve_dealloc(PyObject *object)
+{
+	PyTypeObject *type = Py_TYPE(object);
+	Py_XDECREF(((Sieve *)object)->parts);
+	type->tp_free(object);
+	Py_DECREF(type);
+}
+
+/* {answer: uint32 rows} of sorted keys. */
+static PyObject *rows_by_answer(const struct vd_keys *keys)
+{
+	PyObject *result = PyDict_New();
+	for (size_t from = 0, to; result && from < keys->count; from = to) {
+		uint32_t answer = (uint32_t)(keys->keys[from] >> 32), *rows;
+		for (to = from; to < keys->count && keys->keys[to] >> 32 == answer; to++)
+			;
+		PyObject *number = PyLong_FromUnsignedLong(answer), *bytes = new_bytes((to - from) * 4, &rows);
+		for (size_t i = from; bytes && i < to; i++)
+			rows[i - from] = (uint32_t)keys->keys[i];
+		if (!number || !bytes || PyDict_SetItem(result, number, bytes) < 0)
+			Py_CLEAR(result);
+		Py_XDECREF(number);
+		Py_XDECREF(bytes);
+	}
+	return result;
+}
+
+static PyObject *sieve_select(PyObject *object, PyObject *args)
+{
+	Sieve *self = (Sieve *)object;
+	Py_buffer rows;
+	PyObject *given, *sets, *result = NULL;
+	if (!PyArg_ParseTuple(args, "y*O!O!:select", &rows, &PyTuple_Type, &sets, &PyTuple_Type, &given))
+		return NULL;
+	Py_ssize_t tails = PyTuple_GET_SIZE(given);
+	struct vd_found *found = PyMem_Calloc((size_t)tails + 1, sizeof(*found));
+	struct vd_watched *watched = PyMem_Calloc((size_t)self->watched + 1, sizeof(*watched));
+	size_t count = (size_t)rows.len / self->sieve.row_size;
+	if (!found || !watched) {
+		PyErr_NoMemory();
+		goto done;
+	}
+	if (!check_size(rows.len))
+		goto done;
+	if ((size_t)rows.len % self->sieve.row_size || PyTuple_GET_SIZE(sets) != self->watched) {
+		PyErr_SetString(PyExc_ValueError, "rows or watched values of another sieve");
+		goto done;
+	}
+	for (Py_ssize_t i = 0; i < self->watched; i++) {
+		PyObject *set = PyTuple_GET_ITEM(sets, i);
+		if (!PyBytes_Check(set)) {
+			PyErr_SetString(PyExc_TypeError, "watched values must be bytes");
+			goto done;
+		}
+		watched[i] = (struct vd_watched){(const uint8_t *)PyBytes_AS_STRING(set), (size_t)PyBytes_GET_SIZE(set) / 8};
+	}
+	for (Py_ssize_t i = 0; i < tails; i++) {
+		PyObject *hit_rows, *literals;
+		unsigned int first;
+		if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, i), "SSI", &hit_rows, &literals, &first))
+			goto done;
+		size_t size = (size_t)PyBytes_GET_SIZE(hit_rows);
+		if (size != (size_t)PyBytes_GET_SIZE(literals) || size % 4 || first > self->sieve.literal_count) {
+			PyErr_SetString(PyExc_ValueError, "rows and literals do not fit each other");
+			goto done;
+		}
+		found[i] = (struct vd_found){.rows = (const uint8_t *)PyBytes_AS_STRING(hit_rows),
+					     .literals = (const uint8_t *)PyBytes_AS_STRING(literals),
+					     .count = size / 4,
+					     .first = first};
+	}
+	struct vd_keys keys;
+	bool good;
+	Py_BEGIN_ALLOW_THREADS
+	good = vd_sieve_select(&self->sieve, rows.buf, count, watched, found, (size_t)tails, &keys);
+	Py_END_ALLOW_THREADS
+	result = good ? rows_by_answer(&keys) : PyErr_NoMemory();
+	free(keys.keys);
+done:
+	PyMem_Free(found);
+	PyMem_Free(watched);
+	PyBuffer_Release(&rows);
+	return result;
+}
+
+static PyMethodDef sieve_methods[] = {
+	{"select", sieve_select, METH_VARARGS, "select(rows, watched, found) -> {answer: rows}"},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot sieve_slots[] = {
+	{Py_tp_new, sieve_new},
+	{Py_tp_dealloc, sieve_dealloc},
+	{Py_tp_methods, sieve_methods},
+	{Py_tp_doc, "Which rows pass which plans."},
+	{0, NULL},
+};
+
+static PyType_Spec sieve_spec = {
+	"vedette_events._native.Sieve", sizeof(Sieve), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, sieve_slots,
+};
+
+static PyObject *native_shell_arguments(PyObject *module, PyObject *args)
+{
+	(void)module;
+	PyObject *path_bytes, *argv_bytes, *result = NULL;
+	Py_buffer path_offsets, argv_offsets, rows;
+	if (!PyArg_ParseTuple(args, "Sy*Sy*y*:shell_arguments", &path_bytes, &path_offsets, &argv_bytes, &argv_offsets, &rows))
+		return NULL;
+	struct vd_heap paths, argvs;
+	uint8_t *out;
+	size_t count = (size_t)rows.len / 4;
+	if (open_heap(path_bytes, &path_offsets, &paths) && open_heap(argv_bytes, &argv_offsets, &argvs) &&
+	    (result = new_bytes(count, &out))) {
+		bool good = rows.len % 4 == 0;
+		for (size_t i = 0; i < count && good; i++) {
+			const uint8_t *path, *argv;
+			size_t n, m, row = vd_load32((const uint8_t *)rows.buf + 4 * i);
+			good = row < paths.rows && row < argvs.rows && vd_heap_tail(&paths, row, &path, &n) &&
+			       vd_heap_tail(&argvs, row, &argv, &m);
+			if (good)
+				out[i] = vd_shell_arguments(path, n, argv, m);
+		}
+		if (!good) {
+			Py_CLEAR(result);
+			bad_offsets();
+		}
+	}
+	PyBuffer_Release(&rows);
+	PyBuffer_Release(&argv_offsets);
+	PyBuffer_Release(&path_offsets);
+	return result;
+}
+
 /* ---- Ring ---- */
 
 typedef struct {
@@ -734,6 +922,7 @@ static PyMethodDef functions[] = {
 	{"fnv1a", native_fnv1a, METH_O, "fnv1a(data) -> int"},
 	{"dns_names", native_dns_names, METH_VARARGS, "dns_names(heap, offsets) -> (heap, offsets)"},
 	{"keep_freed_memory", native_keep_freed_memory, METH_VARARGS, "keep_freed_memory(bytes=268435456)"},
+	{"shell_arguments", native_shell_arguments, METH_VARARGS, "shell_arguments(paths, offsets, argvs, offsets, rows) -> flags"},
 	{"dns_match", native_dns_match, METH_VARARGS, "dns_match(heap, offsets, table) -> rows"},
 	{NULL, NULL, 0, NULL},
 };
@@ -754,6 +943,10 @@ static int execute(PyObject *module)
 	return add(module, "SplitError", SplitError) || add(module, "RingError", RingError) ||
 			       add(module, "Matcher", PyType_FromSpec(&matcher_spec)) ||
 			       add(module, "Ring", PyType_FromSpec(&ring_spec)) ||
+			       add(module, "Sieve", PyType_FromSpec(&sieve_spec)) ||
+			       PyModule_AddIntConstant(module, "SHELL_GIVEN", VD_SHELL_GIVEN) < 0 ||
+			       PyModule_AddIntConstant(module, "SHELL_DASH_C", VD_SHELL_DASH_C) < 0 ||
+			       PyModule_AddIntConstant(module, "SHELL_BUSYBOX", VD_SHELL_BUSYBOX) < 0 ||
 			       PyModule_AddIntConstant(module, "MAX_TYPES", VD_MAX_TYPES) < 0 ||
 			       PyModule_AddIntConstant(module, "MAX_TAILS", VD_MAX_TAILS) < 0
 		       ? -1

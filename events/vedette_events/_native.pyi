@@ -14,6 +14,9 @@ _Array = Buffer | npt.NDArray[Any]
 
 MAX_TYPES: int
 MAX_TAILS: int
+SHELL_GIVEN: int
+SHELL_DASH_C: int
+SHELL_BUSYBOX: int
 
 class SplitError(ValueError):
     """A malformed record; args are (problem, index, offset, type code, tail, value, bound), see ``enum vd_problem``."""
@@ -88,6 +91,65 @@ class Matcher:
     def __len__(self) -> int: ...
     def search(self, heap: bytes, offsets: _Array, /) -> tuple[bytes, bytes]:
         """Pairs of (row, index of the literal), as two uint32 arrays of equal length; each pair once, in no order."""
+
+def shell_arguments(
+    path_heap: bytes, path_offsets: _Array, argv_heap: bytes, argv_offsets: _Array, rows: _Array, /
+) -> bytes:
+    """What path and arguments of some execs say of a shell: one byte of ``SHELL_`` bits for each row.
+
+    ``SHELL_GIVEN``: it was given a command or a script (options and their values left out). ``SHELL_DASH_C``: its
+    second string is ``-c`` and something follows. ``SHELL_BUSYBOX``: the program is called busybox, so the others do
+    not count.
+
+    Args:
+        path_heap: paths of all execs.
+        path_offsets: as above.
+        argv_heap: argument vectors of all execs.
+        argv_offsets: as above.
+        rows: which of them, uint32.
+    """
+
+@final
+class Sieve:
+    """Which rows of one event type pass which of many plans.
+
+    `vedette_detector.engine.prefilter` packs them; the parts are arrays of the structs in ``_core.h``.
+
+    Args:
+        row_size: bytes of a row.
+        watched: how many sets of values change from call to call.
+        masks: ``struct vd_mask``.
+        plans: ``struct vd_plan``.
+        groups: ``struct vd_group``.
+        literals: uint32: where each literal's groups begin in ``indexes``, and where the last one's end.
+        indexes: uint32: numbers of masks, groups and plans.
+        values: uint64: sets and networks.
+
+    Raises:
+        ValueError: the parts do not fit each other.
+    """
+
+    def __new__(
+        cls,
+        row_size: int,
+        watched: int,
+        masks: bytes,
+        plans: bytes,
+        groups: bytes,
+        literals: bytes,
+        indexes: bytes,
+        values: bytes,
+    ) -> Sieve: ...
+    def select(
+        self, rows: _Array, watched: tuple[bytes | None, ...], found: tuple[tuple[bytes, bytes, int], ...], /
+    ) -> dict[int, bytes]:
+        """Rows (uint32, ascending) by the plans' answers; answers without rows are left out.
+
+        Args:
+            rows: the rows.
+            watched: the sets that change, uint64 ascending.
+            found: for each tail that was searched: what `Matcher.search` gave, and the number of its first literal.
+        """
 
 @final
 class Ring:

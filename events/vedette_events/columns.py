@@ -61,6 +61,11 @@ class Heap:
             self._offsets = np.frombuffer(self._offsets, np.uint32)
         return self._offsets
 
+    @property
+    def raw_offsets(self) -> UInt32Array | bytes:
+        """`offsets` as the split gave them, for functions of `_native`: no array is made for them."""
+        return self._offsets
+
     @classmethod
     def of(cls, tails: Sequence[bytes]) -> Heap:
         """A heap made of given tails, for tests and small tables."""

@@ -18,13 +18,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import numpy as np
+
 from vedette_detector.detectors.detector import Detector
 from vedette_detector.detectors.processes import image_builder_of, is_runtime_setup, last_writer, package_manager_of
 from vedette_detector.engine.context import EngineContext, process_details, timestamp
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory
-from vedette_detector.engine.segments import Segment
+from vedette_detector.engine.segments import Array, Segment
 from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
 from vedette_detector.text import safe_text
 from vedette_events.schema import FileBits
@@ -76,7 +78,7 @@ class NewBinaryExecuted(Detector):
     )
     tags = ("attack.execution", "attack.t1204", "attack.command_and_control", "attack.t1105")
 
-    def screen(self, event_type: str, segment: Segment, rows: list[int], history: NodeHistory) -> list[int]:
+    def screen(self, event_type: str, segment: Segment, rows: Array, history: NodeHistory) -> Array:
         """Leave out programs outside of overlays that were last changed before history began.
 
         Nobody in history wrote them (`last_writer` says so by the same comparison), and without a writer `confirm`
@@ -85,11 +87,11 @@ class NewBinaryExecuted(Detector):
         horizon = history.wall_offset_ns - int(history.settings.window_s * 1e9)
         fields = ("ctime", "time", "file_bits")
         values = [segment.rows[field][rows].tolist() for field in fields]
-        return [
-            row
-            for row, changed, at, bits in zip(rows, *values, strict=True)
-            if bits & FileBits.UPPER or not changed or changed >= at + horizon
+        keep = [
+            bool(bits & FileBits.UPPER) or not changed or changed >= at + horizon
+            for changed, at, bits in zip(*values, strict=True)
         ]
+        return np.asarray(rows[np.array(keep, dtype=bool)])
 
     def confirm(self, event: Event, history: NodeHistory, context: EngineContext) -> Iterable[Detection]:
         """Find who wrote the program and whether that is ordinary."""

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -46,6 +45,7 @@ from vedette_detector.engine.segments import Array, Segment
 from vedette_detector.engine.selector import AnyLiteral, Mask, Selector
 from vedette_detector.engine.text import split_args
 from vedette_detector.text import safe_text
+from vedette_events import _native
 from vedette_events.schema import FileBits, StdioKind
 
 _PIPES = (StdioKind.PIPE, StdioKind.FIFO)
@@ -152,23 +152,19 @@ def _is_interactive(process: Process) -> bool:
     )
 
 
-@lru_cache(maxsize=1024)
-def _given_command(path: bytes, argv: bytes) -> tuple[bool, bool]:
-    """Whether a shell was given a command or a script, and whether in the way in which gawk starts one.
-
-    Remembered: a host that starts many shells starts the same ones again and again.
-    """
-    arguments = split_args(argv)
-    return bool(_operands(path, arguments)), len(arguments) >= 3 and arguments[1] == b"-c"
-
-
-def _two_pipes(stdin_kind: int, stdout_kind: int) -> bool:
-    return stdin_kind in (StdioKind.PIPE, StdioKind.UNIX) and stdout_kind == stdin_kind
-
-
 def _as_awk_starts(stdin_kind: int, stdout_kind: int, argv: Sequence[bytes]) -> bool:
     """Whether a shell is started as gawk starts it: a command, two pipes."""
-    return _two_pipes(stdin_kind, stdout_kind) and len(argv) >= 3 and argv[1] == b"-c"
+    on_pipes = stdin_kind in (StdioKind.PIPE, StdioKind.UNIX) and stdout_kind == stdin_kind
+    return on_pipes and len(argv) >= 3 and argv[1] == b"-c"
+
+
+def _may_be_network_awk(history: NodeHistory, pid: int, at: int) -> bool:
+    """Whether a process's arguments name one of gawk's network files, or are not known.
+
+    Asked for every command that somebody runs with two pipes, so the process itself is not made.
+    """
+    arguments = history.arguments(pid, at)
+    return arguments is None or b"/inet" in arguments
 
 
 def _output(process: Process) -> tuple[int, int]:
@@ -261,28 +257,36 @@ class ReverseShell(Detector):
             Selector("io_uring", (self._pids, Mask("opcode", "eq", IORING_OP_CONNECT))),
         )
 
-    def screen(self, event_type: str, segment: Segment, rows: list[int], history: NodeHistory) -> list[int]:
+    def screen(self, event_type: str, segment: Segment, rows: Array, history: NodeHistory) -> Array:
         """Leave out shells that were given a command or a script, which most are.
 
         Kept is what `_judge` looks further into, and what `_again` may have waited for.
         """
         if event_type != "exec":
             return rows
-        fields = ("stdin_kind", "stdout_kind", "stderr_kind", "stdin_ino", "stdout_ino", "argc")
-        values = [segment.rows[field][rows].tolist() for field in fields]
-        out = []
-        for row, stdin, stdout, stderr, stdin_ino, stdout_ino, argc in zip(rows, *values, strict=True):
-            if StdioKind.INET not in (stdin, stdout, stderr) and not (
-                self._stdin.holds(stdin_ino) or self._stdout.holds(stdout_ino)
-            ):
-                if stdin not in _RELAYED:
-                    continue
-                if argc > 1:
-                    command, as_awk = _given_command(segment.tail("path", row), segment.tail("argv", row))
-                    if command and not (as_awk and _two_pipes(stdin, stdout)):
-                        continue
-            out.append(row)
-        return out
+        stdin, stdout, stderr = (segment.rows[f"{end}_kind"][rows] for end in ("stdin", "stdout", "stderr"))
+        keep = (stdin == StdioKind.INET) | (stdout == StdioKind.INET) | (stderr == StdioKind.INET)
+        for watched in (self._stdin, self._stdout):
+            if len(watched):
+                keep |= watched.evaluate(segment.rows[watched.field][rows])
+        open_ = np.flatnonzero(~keep & _in(stdin, _RELAYED))
+        paths, argvs = segment.tails["path"], segment.tails["argv"]
+        raw = _native.shell_arguments(
+            paths.data, paths.raw_offsets, argvs.data, argvs.raw_offsets, rows[open_].astype(np.uint32)
+        )
+        flags = np.frombuffer(raw, dtype=np.uint8)
+        keep[open_] = (flags & _native.SHELL_GIVEN) == 0
+        # What is left to ask: busybox, whose shell is an argument itself, and what may have been started by gawk.
+        two_pipes = _in(stdin, (StdioKind.PIPE, StdioKind.UNIX)) & (stdin == stdout)
+        as_awk = ((flags & _native.SHELL_DASH_C) != 0) & two_pipes[open_]
+        for at in open_[~keep[open_] & (((flags & _native.SHELL_BUSYBOX) != 0) | as_awk)].tolist():
+            row = int(rows[at])
+            path, argv = segment.tail("path", row), split_args(segment.tail("argv", row))
+            keep[at] = not _operands(path, argv) or (
+                _as_awk_starts(int(stdin[at]), int(stdout[at]), argv)
+                and _may_be_network_awk(history, int(segment.rows["ppid"][row]), int(segment.rows["time"][row]))
+            )
+        return np.asarray(rows[keep])
 
     # -- asked -----------------------------------------------------------------------------------------------------
 

@@ -23,10 +23,10 @@ class WatchedValues(Mask):
     def __init__(self, field: str) -> None:
         super().__init__(field, "ne", -1)
         object.__setattr__(self, "_values", {})
-        object.__setattr__(self, "_array", None)
+        object.__setattr__(self, "_sorted", None)
 
     _values: dict[int, int]
-    _array: np.ndarray[Any, Any] | None
+    _sorted: bytes | None
 
     __hash__ = object.__hash__
 
@@ -36,7 +36,7 @@ class WatchedValues(Mask):
     def add(self, value: int) -> None:
         """Begin to watch a value; as many `discard` calls end it."""
         self._values[value] = self._values.get(value, 0) + 1
-        object.__setattr__(self, "_array", None)
+        object.__setattr__(self, "_sorted", None)
 
     def discard(self, value: int) -> None:
         """Stop watching a value that was added once."""
@@ -45,7 +45,7 @@ class WatchedValues(Mask):
             self._values[value] = left
         else:
             self._values.pop(value, None)
-        object.__setattr__(self, "_array", None)
+        object.__setattr__(self, "_sorted", None)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -58,9 +58,12 @@ class WatchedValues(Mask):
         self, column: np.ndarray[Any, Any], family: np.ndarray[Any, Any] | None = None
     ) -> np.ndarray[Any, Any]:
         """Tell which values of a column, shape (N,), are watched; bool array of the same shape."""
-        if not self._values:
-            return np.zeros(len(column), dtype=bool)
-        if self._array is None:
-            object.__setattr__(self, "_array", np.array(sorted(self._values), dtype=np.uint64))
-        assert self._array is not None
-        return np.isin(column.astype(np.uint64, copy=False), self._array)
+        known = np.frombuffer(self.watched(), dtype=np.uint64)
+        return np.isin(column.astype(np.uint64, copy=False), known)
+
+    def watched(self) -> bytes:
+        """The values that are watched now, uint64 ascending."""
+        if self._sorted is None:
+            object.__setattr__(self, "_sorted", np.array(sorted(self._values), dtype=np.uint64).tobytes())
+        assert self._sorted is not None
+        return self._sorted

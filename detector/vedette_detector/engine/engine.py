@@ -14,7 +14,7 @@ from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
 from vedette_detector.engine.history import NodeHistory
 from vedette_detector.engine.prefilter import Prefilter
-from vedette_detector.engine.segments import Segment
+from vedette_detector.engine.segments import Array, Segment
 from vedette_detector.engine.selector import Selector
 from vedette_detector.text import safe_text
 from vedette_detector.threat_lists import ThreatLists
@@ -47,8 +47,9 @@ class Unit(Protocol):
         ...
 
 
-Screen = Callable[[str, Segment, list[int], NodeHistory], Iterable[int]]
-"""A unit's optional ``screen(event type, columns, rows, history)``: those of the rows that are worth an `Event`.
+Screen = Callable[[str, Segment, Array, NodeHistory], Array]
+"""A unit's optional ``screen(event type, columns, rows, history)``: those of the rows that are worth an `Event`. Rows
+are numbers, shape (N,), ascending.
 
 For conditions that no selector can say; what it drops, `confirm` must pass over."""
 
@@ -189,20 +190,19 @@ class Engine:
         outcome.errors = [UnitError(*key, count=count) for key, count in errors.items()]
 
     def _screened(self, name: str, segment: Segment, history: NodeHistory) -> list[tuple[int, int]]:
-        """The (row, unit) pairs of the prefilter without those that the unit's own screen drops."""
-        pairs = self._prefilter.select(name, segment, self._threats)
-        dropped: set[tuple[int, int]] = set()
-        for number, screen in self._screens.items():
-            rows = [row for row, unit in pairs if unit == number]
-            if not rows:
-                continue
-            try:
-                keep = set(screen(name, segment, rows, history))
-            except Exception:  # a faulty screen lets everything through; `confirm` decides
-                log.warning("the screen of %s failed on %s events", self._units[number].id, name, exc_info=True)
-                continue
-            dropped.update((row, number) for row in rows if row not in keep)
-        return [pair for pair in pairs if pair not in dropped] if dropped else pairs
+        """The (row, unit) pairs of the prefilter without those that the unit's own screen drops, in order of rows."""
+        pairs: list[tuple[int, int]] = []
+        for number, selected in self._prefilter.select(name, segment, self._threats).items():
+            rows = selected
+            screen = self._screens.get(number)
+            if screen is not None:
+                try:
+                    rows = screen(name, segment, rows, history)
+                except Exception:  # a faulty screen lets everything through; `confirm` decides
+                    log.warning("the screen of %s failed on %s events", self._units[number].id, name, exc_info=True)
+            pairs += [(row, number) for row in rows.tolist()]
+        pairs.sort()
+        return pairs
 
     def _keep_bounds(self) -> None:
         """Hold the sum of all histories below the bound: the largest give way first."""

@@ -402,6 +402,16 @@ class NodeHistory:
             inherited=True,
         )
 
+    def arguments(self, pid: int, at: int) -> bytes | None:
+        """The ``argv`` tail of the program that a pid was running at a time; None where no exec of it is known."""
+        executed = self._processes.last_exec(pid, None, at)
+        if executed is None:
+            return None
+        forked = self._processes.fork_of(pid, None, at)
+        if forked is not None and forked.start > executed.start:
+            return None
+        return executed.segment.tail("argv", executed.index)
+
     def parent(self, process: Process) -> Process | None:
         """The process that created this one, as it was when this one began to run its program."""
         if process.ppid == 0:

@@ -1,26 +1,37 @@
 """Which rows of a batch are worth a look: the selectors of all rules and detectors, evaluated together.
 
-For each event type there is one plan. Every distinct mask is evaluated at most once over a column, every heap is
-searched once for the union of all literals, and what depends on a literal costs nothing unless the literal occurs.
-So the cost grows with the events, with the number of heaps and with what is found, hardly with the number of rules.
+For each event type there is one plan. Every heap is searched once for the union of all literals; what was found there
+and the rows go through one sieve in C (`vedette_events._native.Sieve`), which evaluates the masks: those of selectors
+without literals on every row, the others only where a literal occurs. What many user rules would make expensive there
+(a port, a network each) goes by one table for all of them. So the cost grows with the events, with the number of heaps
+and with what is found, hardly with the number of rules; and a small batch costs a few calls for each type in it.
 """
 
 from __future__ import annotations
 
+import struct
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
-from vedette_detector.engine.segments import Array, Segment, sorted_unique
+from vedette_detector.engine.segments import Array, Segment
 from vedette_detector.engine.selector import Mask, Selector
 from vedette_detector.threat_lists import ThreatLists
 from vedette_events import _native
+from vedette_events.dtypes import dtype
 
-_LOOKUP_FROM = 3
+_LOOKUP_FROM = 8
 """From so many selectors that rest on equality of one field, the field is looked up in one table for all of them."""
+_OPS = ("eq", "ne", "lt", "le", "gt", "ge", "any_bits", "all_bits", "no_bits", "in_", "not_in", "net")
+"""In the order of ``enum vd_mask_op`` (``_core.h``), which goes on with these:"""
+_WATCHED, _ALWAYS, _NEVER = range(len(_OPS), len(_OPS) + 3)
+_MASK = struct.Struct("<HBBIIIQ")
+_PLAN = struct.Struct("<6I")
+_GROUP = struct.Struct("<3I")
+_NETWORK = struct.Struct("<I4I4I4x")
 
 
 @dataclass(frozen=True)
@@ -31,33 +42,6 @@ class _Plan:
     masks: tuple[int, ...]
     groups: tuple[int, ...]
     threat: str | None
-
-
-class _TailSearch:
-    """All literals of one tail, and which groups each belongs to (compressed rows)."""
-
-    def __init__(self, members: dict[bytes, set[int]]) -> None:
-        literals = sorted(members)
-        self.matcher = _native.Matcher(literals)
-        self.starts = np.zeros(len(literals) + 1, dtype=np.int64)
-        self.starts[1:] = np.cumsum([len(members[literal]) for literal in literals])
-        self.groups = np.array([g for literal in literals for g in sorted(members[literal])], dtype=np.int64)
-
-    def search(self, segment: Segment, tail: str) -> tuple[Array, Array] | None:
-        """(rows, groups) found, or None."""
-        heap = segment.tails.get(tail)
-        if heap is None:
-            return None
-        raw_rows, raw_literals = self.matcher.search(heap.data, heap.offsets.data)
-        if not raw_rows:
-            return None
-        rows = np.frombuffer(raw_rows, dtype=np.uint32).astype(np.int64)
-        literals = np.frombuffer(raw_literals, dtype=np.uint32)
-        first = self.starts[literals]
-        counts = self.starts[literals + 1] - first
-        ends = np.cumsum(counts)
-        within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-        return np.repeat(rows, counts), self.groups[np.repeat(first, counts) + within]
 
 
 class _ValueLookup:
@@ -162,10 +146,95 @@ class _Columns:
         return rows
 
 
+class _Packer:
+    """Packs masks, plans and groups of one event type into what `vedette_events._native.Sieve` takes."""
+
+    def __init__(self, name: str) -> None:
+        self._dtype = dtype(name)
+        self._masks: dict[Mask, int] = {}
+        self._packed_masks: list[bytes] = []
+        self._values: list[int] = []
+        self._networks: list[bytes] = []
+        self._indexes: list[int] = []
+        self.watched: list[Mask] = []
+
+    def mask(self, mask: Mask) -> int:
+        """The mask's number."""
+        number = self._masks.get(mask)
+        if number is None:
+            number = self._masks[mask] = len(self._masks)
+            self._packed_masks.append(self._pack(mask))
+        return number
+
+    def indexes(self, numbers: Iterable[int]) -> tuple[int, int]:
+        """Where a list of numbers lies, and how many there are."""
+        start = len(self._indexes)
+        self._indexes.extend(numbers)
+        return start, len(self._indexes) - start
+
+    def _set(self, values: Iterable[int]) -> tuple[int, int]:
+        start = len(self._values)
+        self._values.extend(sorted(value & _ALL_ONES for value in set(values)))
+        return start, len(self._values) - start
+
+    def _pack(self, mask: Mask) -> bytes:
+        fields: Any = self._dtype.fields
+        kind, at = fields[mask.field][:2]
+        if mask.op == "net":
+            start = len(self._values)
+            for family, words in mask.networks:
+                bits, masks = [0] * 4, [0] * 4
+                for word, value, of in words:
+                    bits[word], masks[word] = value, of
+                self._values.extend(struct.unpack("<5Q", _NETWORK.pack(family, *bits, *masks)))
+            count = (len(self._values) - start) * 8 // _NETWORK.size
+            return _MASK.pack(at, 0, 0, _OPS.index("net"), start, count, int(fields["family"][1]))
+        signed = kind.kind == "i"
+        head = (at, kind.itemsize, signed)
+        if mask.watched() is not None:
+            self.watched.append(mask)
+            return _MASK.pack(*head, _WATCHED, 0, 0, len(self.watched) - 1)
+        least, greatest = np.iinfo(kind).min, np.iinfo(kind).max
+        if isinstance(mask.value, tuple):
+            start, count = self._set(int(v) for v in mask.value if least <= int(v) <= greatest)
+            return _MASK.pack(*head, _OPS.index(mask.op), start, count, 0)
+        value = mask.value
+        if not least <= value <= greatest:
+            if mask.op not in ("any_bits", "no_bits") or least < 0:
+                # Every value of the field gets the same answer.
+                constant = _ALWAYS if mask.evaluate(np.zeros(1, dtype=kind))[0] else _NEVER
+                return _MASK.pack(*head, constant, 0, 0, 0)
+            value &= int(greatest)
+        return _MASK.pack(*head, _OPS.index(mask.op), 0, 0, value & _ALL_ONES)
+
+    def sieve(self, plans: list[bytes], groups: list[bytes], literals: list[int]) -> _native.Sieve:
+        """The sieve of everything packed."""
+        return _native.Sieve(
+            self._dtype.itemsize,
+            len(self.watched),
+            b"".join(self._packed_masks),
+            b"".join(plans),
+            b"".join(groups),
+            np.array(literals, dtype=np.uint32).tobytes(),
+            np.array(self._indexes, dtype=np.uint32).tobytes(),
+            np.array(self._values, dtype=np.uint64).tobytes(),
+        )
+
+
+_ALL_ONES = 2**64 - 1
+
+
+def _by_cost(mask: Mask) -> int:
+    """Masks that let little through come first; a search in what is watched comes last."""
+    if mask.watched() is not None:
+        return 3
+    return {"eq": 0, "in_": 1, "any_bits": 1, "all_bits": 1}.get(mask.op, 2)
+
+
 class _TypePlan:
     """Everything that is asked of one event type."""
 
-    def __init__(self, selectors: list[tuple[int, Selector]]) -> None:
+    def __init__(self, name: str, selectors: list[tuple[int, Selector]]) -> None:
         masks: dict[Mask, int] = {}
         groups: dict[tuple[tuple[str, ...], frozenset[bytes]], int] = {}
         members: dict[str, dict[bytes, set[int]]] = defaultdict(lambda: defaultdict(set))
@@ -179,25 +248,30 @@ class _TypePlan:
                 for tail in literal_group.tails:
                     for literal in literals:
                         members[tail][literal].add(gid)
-            mask_ids = tuple(masks.setdefault(mask, len(masks)) for mask in selector.masks)
+            mask_ids = tuple(masks.setdefault(mask, len(masks)) for mask in sorted(selector.masks, key=_by_cost))
             plans.append(_Plan(unit, mask_ids, tuple(group_ids), selector.threat))
         plans = list(dict.fromkeys(plans))
         self.masks = list(masks)
         shortest = [min(map(len, literals)) for _, literals in groups]
-        self.tails = {tail: _TailSearch(dict(found)) for tail, found in members.items()}
-        self.by_group: dict[int, list[_Plan]] = defaultdict(list)
+        # Any of the groups may lead to the selector; the one with the longest shortest literal is rarest.
+        self.grouped = [
+            replace(plan, groups=tuple(sorted(plan.groups, key=lambda g: -shortest[g])))
+            for plan in plans
+            if plan.groups
+        ]
         self.threats: dict[str, list[_Plan]] = defaultdict(list)
         self.plain: list[_Plan] = []
         for plan in plans:
             if plan.groups:
-                # Any of the groups may lead to the selector; the one with the longest shortest literal is rarest.
-                self.by_group[max(plan.groups, key=lambda g: shortest[g])].append(plan)
-            elif plan.threat is not None:
+                continue
+            if plan.threat is not None:
                 self.threats[plan.threat].append(plan)
             else:
                 self.plain.append(plan)
         self.lookups: list[_ValueLookup | _NetworkLookup] = []
         self._move_to_lookups()
+        self.literals = {tail: sorted(of) for tail, of in members.items()}
+        self._make_sieve(name, members, len(groups))
 
     def _move_to_lookups(self) -> None:
         """Selectors without literals that share a field go into one table, each by its rarest equality."""
@@ -215,62 +289,72 @@ class _TypePlan:
             self.plain = [plan for plan in self.plain if id(plan) not in moved]
             self.lookups.append(_NetworkLookup(field, found) if is_network else _ValueLookup(field, found))
 
-    def select(self, name: str, segment: Segment, threats: ThreatLists) -> set[tuple[int, int]]:
-        """(row, unit) of everything to confirm."""
-        out: set[tuple[int, int]] = set()
-        columns = _Columns(segment, self.masks)
-        for plan in self.plain:
-            if plan.masks:
-                rows = columns.mask(plan.masks[0]).nonzero()[0]
-                rows = columns.keep(rows, plan.masks[1:])
-            else:
-                rows = np.arange(len(segment.rows))
-            _add(out, rows, plan.unit)
-        for lookup in self.lookups:
-            for plan, rows in lookup.select(segment):
-                _add(out, columns.keep(rows, plan.masks), plan.unit)
-        for kind, plans in self.threats.items():
-            rows = _threat_rows(kind, name, segment, columns, threats)
-            if len(rows):
-                for plan in plans:
-                    _add(out, columns.keep(rows, plan.masks), plan.unit)
-        self._select_by_literals(name, segment, columns, threats, out)
-        return out
+    def _make_sieve(self, name: str, members: dict[str, dict[bytes, set[int]]], group_count: int) -> None:
+        packer = _Packer(name)
+        packed: list[bytes] = []
+        self._threatened: dict[int, _Plan] = {}
+        units = 1 + max((plan.unit for plan in (*self.plain, *self.grouped)), default=0)
+        for plan in (*self.plain, *self.grouped):
+            answer = plan.unit
+            if plan.threat is not None:  # decided here, once the sieve has found the rest of it
+                answer = units + len(self._threatened)
+                self._threatened[answer] = plan
+            place = packer.indexes([packer.mask(self.masks[index]) for index in plan.masks])
+            packed.append(_PLAN.pack(*place, *packer.indexes(plan.groups), answer, not plan.groups))
+        joined = {group for plan in self.grouped for group in plan.groups[1:]}
+        groups = []
+        for group in range(group_count):
+            of = [len(self.plain) + n for n, plan in enumerate(self.grouped) if plan.groups[0] == group]
+            groups.append(_GROUP.pack(*packer.indexes(of), group in joined))
+        # The groups of each literal, the literals of one tail behind those of another.
+        self._searches: list[tuple[str, _native.Matcher, int]] = []
+        literals: list[int] = []
+        for tail, found in self.literals.items():
+            self._searches.append((tail, _native.Matcher(found), len(literals)))
+            literals += [packer.indexes(sorted(members[tail][literal]))[0] for literal in found]
+        literals.append(packer.indexes(())[0])
+        self._sieve = packer.sieve(packed, groups, literals) if packed else None
+        self._watched = packer.watched
 
-    def _select_by_literals(
-        self, name: str, segment: Segment, columns: _Columns, threats: ThreatLists, out: set[tuple[int, int]]
-    ) -> None:
-        found = [pair for tail, search in self.tails.items() if (pair := search.search(segment, tail)) is not None]
-        if not found:
-            return
-        rows = np.concatenate([pair[0] for pair in found])
-        groups = np.concatenate([pair[1] for pair in found])
-        count = len(segment.rows)
-        unique = sorted_unique(groups * count + rows)
-        groups, rows = unique // count, unique % count
-        present, starts = np.unique(groups, return_index=True)
-        ends = [*starts[1:].tolist(), len(groups)]
-        of_group = {
-            group: rows[start:end] for group, start, end in zip(present.tolist(), starts.tolist(), ends, strict=True)
-        }
-        for group, hit in of_group.items():
-            for plan in self.by_group.get(group, ()):
-                keep = hit
-                for other in plan.groups:
-                    if other != group:
-                        keep = np.intersect1d(keep, of_group.get(other, _NONE), assume_unique=True)
-                keep = columns.keep(keep, plan.masks)
-                if plan.threat is not None and len(keep):
-                    keep = np.intersect1d(keep, _threat_rows(plan.threat, name, segment, columns, threats))
-                _add(out, keep, plan.unit)
+    def select(self, name: str, segment: Segment, threats: ThreatLists) -> dict[int, Array]:
+        """Rows to confirm, ascending, by unit."""
+        out: dict[int, Array] = {}
+        if self._sieve is not None:
+            found = []
+            for tail, matcher, first in self._searches:
+                heap = segment.tails.get(tail)
+                if heap is not None:
+                    rows, literals = matcher.search(heap.data, heap.raw_offsets)
+                    if rows:
+                        found.append((rows, literals, first))
+            watched = tuple([mask.watched() for mask in self._watched])
+            selected = self._sieve.select(segment.rows, watched, tuple(found))
+            out = {answer: np.frombuffer(rows, dtype=np.uint32) for answer, rows in selected.items()}
+        if not (self.lookups or self.threats or self._threatened):
+            return out
+        columns = _Columns(segment, self.masks)
+        for lookup in self.lookups:
+            for plan, passed in lookup.select(segment):
+                _add(out, columns.keep(passed, plan.masks), plan.unit)
+        for kind, plans in self.threats.items():
+            listed = _threat_rows(kind, name, segment, columns, threats)
+            if len(listed):
+                for plan in plans:
+                    _add(out, columns.keep(listed, plan.masks), plan.unit)
+        for answer, plan in self._threatened.items():
+            passed = out.pop(answer, _NONE)
+            if len(passed) and plan.threat is not None:
+                _add(out, np.intersect1d(passed, _threat_rows(plan.threat, name, segment, columns, threats)), plan.unit)
+        return out
 
 
 _NONE: Array = np.empty(0, dtype=np.int64)
 
 
-def _add(out: set[tuple[int, int]], rows: Array, unit: int) -> None:
-    for row in rows.tolist():
-        out.add((row, unit))
+def _add(out: dict[int, Array], rows: Array, unit: int) -> None:
+    if len(rows):
+        before = out.get(unit)
+        out[unit] = rows.astype(np.uint32) if before is None else np.union1d(before, rows.astype(np.uint32))
 
 
 def _threat_rows(kind: str, name: str, segment: Segment, columns: _Columns, threats: ThreatLists) -> Array:
@@ -282,7 +366,7 @@ def _threat_rows(kind: str, name: str, segment: Segment, columns: _Columns, thre
     heap = segment.tails.get("payload")
     if len(table) == 0 or heap is None:
         return _NONE
-    return np.frombuffer(_native.dns_match(heap.data, heap.offsets.data, table.data), dtype=np.uint32).astype(np.int64)
+    return np.frombuffer(_native.dns_match(heap.data, heap.raw_offsets, table.data), dtype=np.uint32).astype(np.int64)
 
 
 class Prefilter:
@@ -293,21 +377,19 @@ class Prefilter:
         for number, selectors in enumerate(units):
             for selector in selectors:
                 by_type[selector.event].append((number, selector))
-        self._plans = {name: _TypePlan(selectors) for name, selectors in by_type.items()}
+        self._plans = {name: _TypePlan(name, selectors) for name, selectors in by_type.items()}
 
-    def select(self, name: str, segment: Segment, threats: ThreatLists) -> list[tuple[int, int]]:
-        """(row, unit) pairs to confirm, in order of rows."""
+    def select(self, name: str, segment: Segment, threats: ThreatLists) -> dict[int, Array]:
+        """Rows to confirm, uint32 ascending, by unit."""
         plan = self._plans.get(name)
-        if plan is None:
-            return []
-        return sorted(plan.select(name, segment, threats))
+        return plan.select(name, segment, threats) if plan is not None else {}
 
     def describe(self) -> dict[str, Any]:
         """Per event type: how many masks, literals and selectors without literals it has."""
         return {
             name: {
                 "masks": len(plan.masks),
-                "literals": {tail: len(search.starts) - 1 for tail, search in plan.tails.items()},
+                "literals": {tail: len(found) for tail, found in plan.literals.items()},
                 "plain": len(plan.plain),
                 "lookups": len(plan.lookups),
             }

@@ -137,8 +137,12 @@ class Mask:
                 result = (column & column.dtype.type(value)) == 0
         return np.asarray(result)
 
+    def watched(self) -> bytes | None:
+        """For a mask whose values change while the engine runs: those of now, uint64 ascending; None for others."""
+        return None
+
     @cached_property
-    def _networks(self) -> list[tuple[int, list[tuple[int, int, int]]]]:
+    def networks(self) -> list[tuple[int, list[tuple[int, int, int]]]]:
         """Per network: its family, and (word, bits, mask) for each word of the address that it restricts."""
         out = []
         assert isinstance(self.value, tuple)
@@ -157,7 +161,7 @@ class Mask:
 
     def _in_networks(self, column: np.ndarray[Any, Any], family: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         found = np.zeros(len(column), dtype=bool)
-        for wanted, words in self._networks:
+        for wanted, words in self.networks:
             here = family == wanted
             if wanted == 2:  # an IPv4 address mapped into IPv6 is that IPv4 address
                 here |= (family == 10) & (column[:, 0] == 0) & (column[:, 1] == 0) & (column[:, 2] == 0xFFFF0000)
