@@ -13,6 +13,7 @@ from typing import Any
 
 _METADATA_ADDRESS = "169.254.169.254"
 _METADATA_TIMEOUT_S = 1.0
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in include/linux/proc_ns.h
 _IDENTITY = ("instanceId", "region", "availabilityZone", "accountId", "imageId", "instanceType", "privateIp")
 
 
@@ -28,11 +29,31 @@ def boot_id() -> bytes:
     return bytes.fromhex(_line("/proc/sys/kernel/random/boot_id").replace("-", ""))
 
 
-def namespace(kind: str) -> int:
-    """Inode of this process's ``pid`` or ``mnt`` namespace."""
+def namespace(kind: str, process: str = "self") -> int:
+    """Inode of the ``pid``, ``mnt`` or ``uts`` namespace of a process; 0 when it cannot be told."""
     with suppress(OSError):
-        return os.stat(f"/proc/self/ns/{kind}").st_ino
+        return os.stat(f"/proc/{process}/ns/{kind}").st_ino
     return 0
+
+
+def host_namespace(kind: str) -> int:
+    """Inode of the host's namespace of that kind: of process 1, else this process's own.
+
+    Looking at process 1 takes CAP_SYS_PTRACE, and in a container the host's pid namespace.
+    """
+    return namespace(kind, "1") or namespace(kind)
+
+
+def in_host_pid_namespace() -> bool:
+    """Whether this process is in the machine's first pid namespace, in whose numbers the kernel side reports."""
+    return namespace("pid") in (0, _FIRST_PID_NAMESPACE)
+
+
+def _host_file(path: str) -> str:
+    """A one-line file of the host's, also from a container: through the root directory of process 1."""
+    if namespace("mnt", "1") in (0, namespace("mnt")):
+        return _line(path)
+    return _line(f"/proc/1/root{path}")
 
 
 def private_rss_bytes() -> int:
@@ -51,11 +72,16 @@ def cpu_seconds() -> float:
 
 
 def describe() -> dict[str, Any]:
-    """Name, machine id, kernel and architecture of the host."""
+    """Name, machine id, kernel and architecture of the host.
+
+    A container has a machine id of its own image's, or none, and unless it shares the host's network a host name of its
+    own too; the kernel tells a namespace's name only to those inside, so the host's configured one has to do then.
+    """
     name = os.uname()
+    own_name = namespace("uts", "1") in (0, namespace("uts"))
     return {
-        "hostname": name.nodename,
-        "machine_id": _line("/etc/machine-id"),
+        "hostname": name.nodename if own_name else _host_file("/etc/hostname") or name.nodename,
+        "machine_id": _host_file("/etc/machine-id"),
         "kernel": name.release,
         "arch": name.machine,
     }

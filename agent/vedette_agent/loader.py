@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vedette_agent import cgroups
 from vedette_agent.bpf_build import base_of
 from vedette_agent.hooks import PROGRAMS, Program
 from vedette_events.schema import BY_NAME, SCHEMA_VERSION
@@ -71,7 +72,7 @@ class Config:
     hierarchy: int = 0
     """1: cgroup ids are those of the v1 memory hierarchy, 2: of v2, 0: found out."""
     cgroup_root: str = ""
-    """Mount point of cgroup v2 to attach to; empty: found out."""
+    """Directory at or below which the host's cgroup v2 is mounted, to attach to; empty: found out."""
     exclude_self: bool = True
     """Whether the files and connections of the loading process are left out."""
     without: tuple[str, ...] = ()
@@ -441,13 +442,10 @@ def memory_hierarchy() -> int:
     return 2
 
 
-def cgroup2_mount() -> str:
-    """Mount point of cgroup v2, or an empty string."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        fields = line.split()
-        if fields[2] == "cgroup2":
-            return fields[1]
-    return ""
+def cgroup2_mount(below: str = "") -> str:
+    """Mount point of cgroup v2 (at or below a directory), or an empty string."""
+    mount = cgroups.find(2, Path(below) if below else None)
+    return os.fsdecode(mount.path) if mount else ""
 
 
 def _overlay_entry() -> int:
@@ -795,14 +793,14 @@ def _attach(
             link = bpf.bpf_program__attach(loaded.program(program.name))
             reason = _errno_text()
         else:
-            root = config.cgroup_root or cgroup2_mount()
+            root = cgroup2_mount(config.cgroup_root)
             if root:
                 fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
                 link = bpf.bpf_program__attach_cgroup(loaded.program(program.name), fd)
                 reason = f"attaching to {root}: {_errno_text()}; needs CAP_NET_ADMIN"
                 os.close(fd)
             else:
-                reason = "cgroup v2 is mounted nowhere"
+                reason = f"cgroup v2 is mounted nowhere{f' below {config.cgroup_root}' if config.cgroup_root else ''}"
         if link:
             links[program.name] = os.dup(bpf.bpf_link__fd(link))
             bpf.bpf_link__destroy(link)  # closes libbpf's descriptor; ours keeps the attachment

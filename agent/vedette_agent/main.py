@@ -21,7 +21,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vedette_agent import __version__, bpf_build, filters, host, loader, prepare, privileges, settings, start_times
+from vedette_agent import (
+    __version__,
+    bpf_build,
+    cgroups,
+    filters,
+    host,
+    loader,
+    prepare,
+    privileges,
+    settings,
+    start_times,
+)
 from vedette_agent.drain import Batches, Drain, KernelCounters, resume
 from vedette_agent.errors import AgentError, SpoolBusyError
 from vedette_agent.hashing import Executable, Hasher
@@ -65,7 +76,8 @@ class Agent:
         options = self._options
         preload(options)
         self._prepare()
-        snapshotter = Snapshotter(options.uid, options.uid)
+        self._look_around()
+        snapshotter = Snapshotter(options.uid, options.uid, options.cgroup_root)
         try:
             self._drop()
             self._spool = self._open_spool()
@@ -107,6 +119,20 @@ class Agent:
         base = bpf_build.base_of(options.object)
         self._base = prepare.in_memory(base) if base.exists() else None
         self._options = dataclasses.replace(options, object=prepare.in_memory(options.object))
+
+    def _look_around(self) -> None:
+        """Say what of the host a container hides."""
+        for hierarchy, what in ((2, "DNS answers of other containers"), (loader.memory_hierarchy(), "their cgroups")):
+            mount = cgroups.find(hierarchy, self._options.cgroup_root)
+            if mount is not None and not cgroups.shows_all(mount):
+                self._log(
+                    "warning",
+                    "only a part of the host's cgroups is mounted; mount its /sys/fs/cgroup at /host/cgroup",
+                    mount=os.fsdecode(mount.path),
+                    not_seen=what,
+                )
+        if not host.in_host_pid_namespace():
+            self._log("warning", "not in the host's pid namespace: processes cannot be looked up (hostPID: true)")
 
     def _drop(self) -> None:
         left = privileges.drop(self._options.uid, self._options.uid)
@@ -192,7 +218,8 @@ class Agent:
         )
 
     def _config(self) -> loader.Config:
-        return loader.Config(ring_bytes=self._options.ring_bytes)
+        root = self._options.cgroup_root
+        return loader.Config(ring_bytes=self._options.ring_bytes, cgroup_root=str(root) if root else "")
 
     def _start_threads(self) -> None:
         options = self._options
@@ -319,8 +346,8 @@ class Agent:
             "filters_version": self._filters.version,
             "rss_bytes": host.private_rss_bytes(),
             "cpu_seconds": host.cpu_seconds(),
-            "host_pid_ns": host.namespace("pid"),
-            "host_mnt_ns": host.namespace("mnt"),
+            "host_pid_ns": host.host_namespace("pid"),
+            "host_mnt_ns": host.host_namespace("mnt"),
             "events": self._drain.events,
             "sequence": self._batches.sequence,
             "drained_ns": self._drain.drained_ns,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +39,10 @@ def own_directory(path: Path, uid: int) -> None:
         PrepareError: it cannot be made or given away, is no directory, or others may write to it.
     """
     try:
+        with suppress(FileNotFoundError):
+            found = path.lstat()
+            if stat.S_ISDIR(found.st_mode) and (found.st_uid, found.st_gid, found.st_mode & 0o777) == (uid, uid, 0o700):
+                return  # nobody else has had a say in it, and without CAP_DAC_OVERRIDE it could not even be opened
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # By descriptor and without following links: whoever owned the directory before must not steer the chown.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

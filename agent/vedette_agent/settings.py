@@ -52,6 +52,9 @@ class Settings:
         Path("/run/vedette/bpf"),
         "A bpffs in which programs and ring outlive the agent; mounted there when started by root. Empty: no pins.",
     )
+    cgroup_root: Path | None = _option(
+        None, "Where the host's cgroups are mounted; by default /host/cgroup, else wherever they are."
+    )
     object: Path = _option(Path(__file__).parent / "bpf" / "vedette.bpf.o", "The compiled BPF programs.")
     uid: int = _option(60700, "User and group to become when started by root; best one that nothing else uses.")
     ring_bytes: int = _option(8 << 20, "Size of the ring buffer, a power of two.", size=True)

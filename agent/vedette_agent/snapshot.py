@@ -27,9 +27,10 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from vedette_agent import start_times
+from vedette_agent import cgroups, start_times
 from vedette_agent.privileges import CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, drop
 from vedette_events.encode import encode_event
 from vedette_events.schema import Common, ExecBits, FileBits, StdioKind
@@ -83,16 +84,23 @@ class Cgroups:
     hierarchy: int
     mount: bytes | None
     root: bytes = b"/"
+    namespace: bytes = b""
     ids: dict[bytes, int] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, hierarchy: int | None = None) -> Cgroups:
+    def find(cls, hierarchy: int | None = None, below: Path | None = None) -> Cgroups:
         """Find where the hierarchy is mounted; the one with the memory controller in v1, if any, else v2."""
-        mounts = parse_cgroup_mounts(_read(b"/proc/self/mountinfo"))
         if hierarchy is None:
-            hierarchy = 1 if 1 in mounts else 2
-        root, mount = mounts.get(hierarchy, (b"/", None))
-        return cls(hierarchy, mount, root)
+            hierarchy = 1 if cgroups.find(1, below) else 2
+        mount = cgroups.find(hierarchy, below)
+        if mount is None:
+            return cls(hierarchy, None)
+        namespace = cgroups.namespace_path(mount)
+        return cls(hierarchy, mount.path, b"/" if namespace else mount.root, namespace)
+
+    def path_of(self, content: bytes) -> bytes:
+        """The path in the whole hierarchy that a /proc/<pid>/cgroup with ``content`` means; empty: none."""
+        return cgroups.from_namespace(cgroups.own_path(content, self.hierarchy), self.namespace)
 
     def id_of(self, path: bytes) -> int:
         """Id of the cgroup at ``path`` below the hierarchy's root: its directory's inode; 0 when it cannot be told."""
@@ -105,31 +113,6 @@ class Cgroups:
                     known = os.stat(self.mount + b"/" + below.lstrip(b"/")).st_ino
             self.ids[path] = known
         return known
-
-
-def parse_cgroup_mounts(mountinfo: bytes) -> dict[int, tuple[bytes, bytes]]:
-    """Root and mount point of the v1 memory hierarchy (1) and of the v2 hierarchy (2), from /proc/self/mountinfo."""
-    found: dict[int, tuple[bytes, bytes]] = {}
-    for line in mountinfo.splitlines():
-        head, _, tail = line.partition(b" - ")
-        fields, kinds = head.split(b" "), tail.split(b" ")
-        if len(fields) < 5 or len(kinds) < 3:
-            continue
-        root, mount = (_unescape(value) for value in fields[3:5])
-        if kinds[0] == b"cgroup2":
-            found.setdefault(2, (root, mount))
-        elif kinds[0] == b"cgroup" and b"memory" in kinds[2].split(b","):
-            found.setdefault(1, (root, mount))
-    return found
-
-
-def parse_cgroup_path(content: bytes, hierarchy: int) -> bytes:
-    """The path of a process in the hierarchy, from /proc/<pid>/cgroup; empty when it is in none."""
-    for line in content.splitlines():
-        _, controllers, path = [*line.split(b":", 2), b"", b""][:3]
-        if (hierarchy == 2 and not controllers) or (hierarchy == 1 and b"memory" in controllers.split(b",")):
-            return path
-    return b""
 
 
 def parse_stat(content: bytes) -> ProcessEntry:
@@ -179,10 +162,6 @@ def _inet_address(text: bytes) -> tuple[bytes, int]:
     return words.rjust(16, b"\0"), int(port, 16)
 
 
-def _unescape(text: bytes) -> bytes:
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
-
-
 def _read(path: bytes, limit: int = 8 << 20) -> bytes:
     with open(path, "rb", buffering=0) as file:
         parts = []
@@ -202,8 +181,8 @@ def _link(path: bytes) -> bytes:
 class _Reader:
     """Reads /proc once; records come out of `records`."""
 
-    def __init__(self, cgroups: Cgroups, now_ns: int, skip_pids: frozenset[int], exact: Mapping[int, int]) -> None:
-        self._cgroups = cgroups
+    def __init__(self, hierarchy: Cgroups, now_ns: int, skip_pids: frozenset[int], exact: Mapping[int, int]) -> None:
+        self._cgroups = hierarchy
         self._exact = exact
         self._now = now_ns
         self._skip = skip_pids
@@ -227,7 +206,7 @@ class _Reader:
         for entry in sorted(entries, key=lambda e: (e.start, e.pid)):
             # A process may end at any moment, and then any file of it fails.
             with contextlib.suppress(OSError, ValueError, LookupError):
-                cgroup_path = parse_cgroup_path(_read(b"/proc/%d/cgroup" % entry.pid), self._cgroups.hierarchy)
+                cgroup_path = self._cgroups.path_of(_read(b"/proc/%d/cgroup" % entry.pid))
                 record = self._exec(entry, self._cgroups.id_of(cgroup_path))
                 if cgroup_path and cgroup_path not in named:
                     named.add(cgroup_path)
@@ -424,7 +403,10 @@ def _sock_fields(socket: SocketEntry) -> dict[str, Any]:
 
 
 def take(
-    hierarchy: int | None = None, skip_pids: frozenset[int] = frozenset(), exact: Mapping[int, int] | None = None
+    hierarchy: int | None = None,
+    skip_pids: frozenset[int] = frozenset(),
+    exact: Mapping[int, int] | None = None,
+    cgroup_root: Path | None = None,
 ) -> Iterator[tuple[int, bytes]]:
     """Blocks of records: (number of records, records), in an order in which each parent precedes its children.
 
@@ -432,8 +414,11 @@ def take(
         hierarchy: cgroup version of the ids, as the BPF programs use it; None to find out in the same way.
         skip_pids: processes to leave out (the snapshot's own).
         exact: exact start times by process id.
+        cgroup_root: below which to look for the host's cgroup mounts; None: anywhere.
     """
-    reader = _Reader(Cgroups.find(hierarchy), time.clock_gettime_ns(time.CLOCK_BOOTTIME), skip_pids, exact or {})
+    reader = _Reader(
+        Cgroups.find(hierarchy, cgroup_root), time.clock_gettime_ns(time.CLOCK_BOOTTIME), skip_pids, exact or {}
+    )
     block: list[bytes] = []
     size = 0
     for record in reader.records():
@@ -452,7 +437,7 @@ class Snapshotter:
     It must be made before threads are started and before privileges are dropped.
     """
 
-    def __init__(self, uid: int, gid: int) -> None:
+    def __init__(self, uid: int, gid: int, cgroup_root: Path | None = None) -> None:
         go_read, self._go = os.pipe()
         self._pipe, records_write = os.pipe()
         self._buffer = bytearray()
@@ -467,7 +452,7 @@ class Snapshotter:
             try:
                 os.close(self._go)
                 os.close(self._pipe)
-                _child(go_read, records_write, uid, gid, parent)
+                _child(go_read, records_write, uid, gid, parent, cgroup_root)
                 status = 0
             finally:
                 os._exit(status)
@@ -541,7 +526,7 @@ class Snapshotter:
             time.sleep(0.002)
 
 
-def _child(go: int, out: int, uid: int, gid: int, parent: int) -> None:
+def _child(go: int, out: int, uid: int, gid: int, parent: int, cgroup_root: Path | None) -> None:
     # It reads what other processes chose to call themselves; it needs nothing of root but reading /proc.
     drop(uid, gid, keep=frozenset({CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE}))
     said = b""
@@ -550,7 +535,7 @@ def _child(go: int, out: int, uid: int, gid: int, parent: int) -> None:
     if not said:
         return
     exact = start_times.parse(said[1:])
-    for count, records in take(said[0] or None, frozenset({os.getpid(), parent}), exact):
+    for count, records in take(said[0] or None, frozenset({os.getpid(), parent}), exact, cgroup_root):
         data = memoryview(_BLOCK.pack(count, len(records)) + records)
         while data:
             data = data[os.write(out, data) :]

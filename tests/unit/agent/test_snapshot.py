@@ -15,11 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vedette_agent import snapshot
+from vedette_agent.cgroups import own_path
 from vedette_agent.snapshot import (
     Cgroups,
     Snapshotter,
-    parse_cgroup_mounts,
-    parse_cgroup_path,
     parse_inet,
     parse_stat,
     parse_status,
@@ -73,7 +72,7 @@ def test_parents_come_before_children_and_cgroups_before_their_processes() -> No
 
 def test_the_cgroup_is_the_inode_of_its_directory() -> None:
     cgroups = Cgroups.find()
-    path = parse_cgroup_path(Path("/proc/self/cgroup").read_bytes(), cgroups.hierarchy)
+    path = cgroups.path_of(Path("/proc/self/cgroup").read_bytes())
     assert cgroups.mount is not None
 
     assert cgroups.id_of(path) == os.stat(cgroups.mount + b"/" + path.lstrip(b"/")).st_ino
@@ -185,19 +184,7 @@ def test_no_stat_line_breaks_the_reader(content: bytes) -> None:
     ],
 )
 def test_cgroup_paths(line: bytes, expected: dict[int, bytes]) -> None:
-    assert {h: parse_cgroup_path(line, h) for h in expected} == expected
-
-
-def test_cgroup_mounts_of_a_hybrid_host() -> None:
-    mountinfo = rb"""31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
-35 31 0:32 / /sys/fs/cgroup/memory rw shared:1 - cgroup cgroup rw,memory
-41 31 0:38 /pods /sys/fs/cgroup/my\040unified rw - cgroup2 cgroup2 rw
-garbage
-"""
-    assert parse_cgroup_mounts(mountinfo) == {
-        1: (b"/", b"/sys/fs/cgroup/memory"),
-        2: (b"/pods", b"/sys/fs/cgroup/my unified"),
-    }
+    assert {h: own_path(line, h) for h in expected} == expected
 
 
 def test_inet_lines() -> None:
