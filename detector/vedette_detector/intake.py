@@ -4,6 +4,9 @@ For each group, the journal is written and synced while the engine works; then f
 committed in one transaction; then the senders are answered. Batches of one session are applied in order. What the
 engine found is kept while the database refuses a commit, so that a batch that is sent again is not put through the
 engine twice.
+
+A batch whose findings wait for what is not known yet (their pods) is held back after the engine and the journal, with
+the later batches of its session; all others pass it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +26,7 @@ from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.engine import Outcome
 from vedette_detector.errors import DetectorError, EngineUnavailableError, OverloadedError
 from vedette_detector.findings.model import FindingUpdate, collect
+from vedette_detector.holdback import HoldBack
 from vedette_detector.journal import Journal, SessionKey
 from vedette_detector.ledger import Account, Note, NoteKind
 from vedette_detector.sessions import Plan, Sessions, key_of
@@ -80,6 +84,10 @@ class TooNewError(OverloadedError):
     reason = "UnsupportedVersion"
 
 
+async def _nothing(found: Sequence[tuple[Detection, BatchHeader]]) -> None:
+    """Nothing to prepare."""
+
+
 def check_header(header: BatchHeader) -> None:
     """Verify what the framing does not.
 
@@ -113,6 +121,7 @@ class _Waiting:
     done: asyncio.Future[None]
     outcome: Outcome | None = None
     journaled: bool = False
+    settling: asyncio.Future[None] | None = None
 
 
 @dataclass
@@ -160,6 +169,10 @@ class Intake:
         self.arriving_bytes = 0
         self.last_error: DetectorError | None = None
         self.on_batch: Callable[[BatchHeader, bytes], None] = lambda header, data: None
+        self.settle: Callable[[Sequence[Detection], BatchHeader], Awaitable[None] | None] = lambda found, header: None
+        """Given a batch's detections, what to wait for before they become findings; None: nothing."""
+        self.prepare: Callable[[Sequence[tuple[Detection, BatchHeader]]], Awaitable[None]] = _nothing
+        """Does what would keep the event loop, before detections become findings."""
         self.last_unit_errors: OrderedDict[tuple[str, str], str] = OrderedDict()
         self.sessions = Sessions(store.accounts(), store.folded(), store.totals())
         self.noted: Counter[str] = Counter()
@@ -167,7 +180,8 @@ class Intake:
         self._failures: OrderedDict[BatchKey, int] = OrderedDict()
         self._pending: dict[BatchKey, _Waiting] = {}
         self._computed: OrderedDict[BatchKey, _Waiting] = OrderedDict()
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._held: HoldBack[SessionKey, _Waiting] = HoldBack()
         self._journal_thread = ThreadPoolExecutor(1, "journal")
         self._store_thread = ThreadPoolExecutor(1, "store")
         self._task: asyncio.Task[None] | None = None
@@ -313,13 +327,17 @@ class Intake:
 
     async def _run(self) -> None:
         while True:
-            group = [await self._queue.get()]
-            size, raw = len(group[0].data), group[0].header.raw_size
+            first = await self._queue.get()
+            # What was held back comes first: it is older than whatever else there is of its sessions.
+            group = self._held.released() + ([first] if first is not None else [])
+            size, raw = sum(len(w.data) for w in group), sum(w.header.raw_size for w in group)
             while (
                 size < GROUP_BYTES and raw < GROUP_RAW_BYTES and len(group) < GROUP_BATCHES and not self._queue.empty()
             ):
-                group.append(self._queue.get_nowait())
-                size, raw = size + len(group[-1].data), raw + group[-1].header.raw_size
+                more = self._queue.get_nowait()
+                if more is not None:
+                    group.append(more)
+                    size, raw = size + len(more.data), raw + more.header.raw_size
             self._let_go([w for w in group if w.done.done()])
             group = [w for w in group if not w.done.done()]
             if not group:
@@ -365,6 +383,8 @@ class Intake:
         for waiting in list(self._pending.values()):
             error = failed.get(session_key(waiting.header))
             if error is not None:
+                if waiting.outcome is not None:  # it was held back
+                    self._computed[batch_key(waiting.header)] = waiting
                 waiting.done.set_exception(error)
                 # Its place in the queue is skipped; the same batch may be waiting again by then.
                 del self._pending[batch_key(waiting.header)]
@@ -397,9 +417,12 @@ class Intake:
         await journaling
         for waiting in to_journal:
             waiting.journaled = True
-        ready = await self._sort_out(group, failed)
+        ready = self._hold_back(await self._sort_out(group, failed), group)
         if not ready:
             return
+        found = [(d, w.header) for w in ready if w.outcome is not None for d in w.outcome.detections]
+        if found:
+            await self.prepare(found)
         now = self._clock_ns()
         effects, accounts = self._effects(ready, now)
         applied: Applied = await self.in_store_thread(lambda: self._store.apply(effects, now))
@@ -410,6 +433,33 @@ class Intake:
         for waiting in ready:
             self._failures.pop(batch_key(waiting.header), None)
             waiting.done.set_result(None)
+
+    def _hold_back(self, ready: Sequence[_Waiting], group: list[_Waiting]) -> list[_Waiting]:
+        """Those of ``ready`` that go on now; the others leave ``group``."""
+        held: set[int] = set()
+        for waiting in ready:
+            key = session_key(waiting.header)
+            if self._held.holds(key) or self._must_wait(waiting):
+                self._held.hold(key, waiting)
+                held.add(id(waiting))
+        if held:
+            group[:] = [w for w in group if id(w) not in held]
+        return [w for w in ready if id(w) not in held]
+
+    def _must_wait(self, waiting: _Waiting) -> bool:
+        """Whether a batch's findings wait; begins to wait the first time, so that each batch waits once."""
+        if waiting.settling is None and waiting.outcome is not None and waiting.outcome.detections:
+            wait = self.settle(waiting.outcome.detections, waiting.header)
+            if wait is not None:
+                waiting.settling = asyncio.ensure_future(wait)
+                waiting.settling.add_done_callback(lambda settled: self._settled(waiting, settled))
+        return waiting.settling is not None and not waiting.settling.done()
+
+    def _settled(self, waiting: _Waiting, settled: asyncio.Future[None]) -> None:
+        if not settled.cancelled() and settled.exception() is not None:
+            log.error("waiting for what findings need failed", exc_info=settled.exception())
+        self._held.release(session_key(waiting.header))
+        self._queue.put_nowait(None)
 
     async def _sort_out(self, group: Sequence[_Waiting], failed: dict[int, BaseException]) -> list[_Waiting]:
         """Answer what cannot be applied; what remains is in order, without holes that could still be filled."""
