@@ -14,6 +14,7 @@ its oldest, so that one node cannot take the accounts of the others.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -117,36 +118,31 @@ class Sessions:
         for node in dict.fromkeys(key[0] for key in new):
             give_up(node, max(0, len(accounts(node)) + 1 - PER_NODE))
         excess = len(self.accounts) + len(new) - len(fold) - TOTAL
-        counts = {node: len(keys) for node, keys in self._of_node.items()} if excess > 0 else {}
-        counts.update((node, len(accounts(node)) + 1) for node in of_node)
-        while excess > 0:
-            node = max(counts, key=lambda n: counts[n])
-            if counts[node] <= 1:
-                break
-            # All beyond the node with the second most at once would be fairer to compute, one is simpler and enough.
-            give_up(node, 1)
-            counts[node], excess = counts[node] - 1, excess - 1
+        if excess > 0:
+            counts = {node: len(keys) for node, keys in self._of_node.items()}
+            counts.update((node, len(accounts(node)) + 1) for node in of_node)
+            for node, count in _from_the_largest(counts, excess, 1).items():
+                accounts(node)
+                give_up(node, count)
         return Plan(list(fold.values()), self._too_many_folded(fold))
 
     def _too_many_folded(self, fold: Collection[SessionKey]) -> list[SessionKey]:
         adding: dict[str, list[SessionKey]] = {}
         for key in fold:
             adding.setdefault(key[0], []).append(key)
-        forget: list[SessionKey] = []
-        left: dict[str, int] = {}
+        if not adding:
+            return []
+        counts = {node: len(keys) for node, keys in self._folded.items()}
+        going: dict[str, int] = {}
         for node, keys in adding.items():
-            excess = max(0, len(self._folded.get(node, {})) + len(keys) - FOLDED_PER_NODE)
-            forget += [*self._folded.get(node, {}), *keys][:excess]
-            left[node] = excess
-        excess = self._folded_count + len(fold) - len(forget) - FOLDED_TOTAL
-        if excess > 0:
-            counts = {node: len(keys) for node, keys in self._folded.items()}
-            for node, keys in adding.items():
-                counts[node] = counts.get(node, 0) + len(keys) - left[node]
-            largest = max(counts, key=lambda n: counts[n])
-            start = left.get(largest, 0)
-            forget += [*self._folded.get(largest, {}), *adding.get(largest, [])][start : start + excess]
-        return forget
+            count = counts.get(node, 0) + len(keys)
+            going[node] = max(0, count - FOLDED_PER_NODE)
+            counts[node] = count - going[node]
+        for node, count in _from_the_largest(counts, sum(counts.values()) - FOLDED_TOTAL, 0).items():
+            going[node] = going.get(node, 0) + count
+        return [
+            key for node, count in going.items() for key in [*self._folded.get(node, {}), *adding.get(node, [])][:count]
+        ]
 
     def commit(self, changed: Mapping[SessionKey, Account], plan: Plan) -> None:
         """Do what the database has done."""
@@ -184,6 +180,19 @@ class Sessions:
         """Accounts that have not changed since, each node's newest left out."""
         newest = {key_of(a) for a in self.newest.values()}
         return [a for k, a in self.accounts.items() if a.last_at_ns < before_ns and k not in newest]
+
+
+def _from_the_largest(counts: Mapping[str, int], excess: int, at_least: int) -> dict[str, int]:
+    """How many each node gives up so that ``excess`` go: always whoever has the most, down to ``at_least``. Pure."""
+    heap = [(-count, node) for node, count in counts.items() if count > at_least] if excess > 0 else []
+    heapq.heapify(heap)
+    going: dict[str, int] = {}
+    while excess > 0 and heap:
+        count, node = heapq.heappop(heap)
+        going[node], excess = going.get(node, 0) + 1, excess - 1
+        if -count - 1 > at_least:
+            heapq.heappush(heap, (count + 1, node))
+    return going
 
 
 def key_of(account: Account) -> SessionKey:

@@ -93,6 +93,47 @@ def test_batches_that_were_never_applied_are_dropped(tmp_path: Path) -> None:
     assert [read_batch(e) for e in iter_entries(tmp_path)] == [batch(1), batch(1, node="node-b"), batch(2)]
 
 
+def test_batches_of_forgotten_sessions_stay_except_at_the_end(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, segment_bytes=1)
+    journal.open()
+    put(journal, batch(1, session=SESSION - 9))
+    put(journal, batch(1), batch(2))
+    put(journal, batch(1, session=SESSION + 9))
+    journal.close()
+    recovery = Journal(tmp_path).open({KEY: 1})
+    assert (recovery.batches, recovery.dropped) == (2, 2)
+    assert [(e.session, e.sequence) for e in iter_entries(tmp_path)] == [(SESSION - 9, 1), (SESSION, 1)]
+
+
+def test_history_leaves_out_what_was_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, refused={(KEY, 2)})
+    journal.open()
+    put(journal, batch(1), batch(2), batch(3))
+    assert list(journal.history({KEY: 3}, 600.0)) == [batch(1), batch(3)]
+    assert sequences(tmp_path) == [1, 2, 3]
+
+
+def test_the_journal_says_when_it_begins(tmp_path: Path) -> None:
+    now = 1000.0
+    journal = Journal(tmp_path, segment_bytes=1, limit_s=100.0, clock=lambda: now)
+    journal.open()
+    assert journal.begins_ns == 1000 * SECOND
+    for number in range(1, 4):
+        put(journal, batch(number))
+        now += 10
+    assert journal.begins_ns == 1000 * SECOND
+    journal.close()
+    for number, path in enumerate(segments(tmp_path)):
+        os.utime(path, (0, 2000 + number))
+    # What an earlier process began when is not known of the oldest; of the next it is, when that one goes.
+    now = 2100.5
+    again = Journal(tmp_path, segment_bytes=1, limit_s=100.0, clock=lambda: now)
+    again.open()
+    assert again.begins_ns == 0
+    assert again.enforce() == 1
+    assert again.begins_ns == 2000 * SECOND
+
+
 def test_a_batch_that_was_written_twice_is_read_once(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.open()

@@ -13,10 +13,11 @@ import pytest
 import sqlalchemy as sa
 
 from tests.unit.detector.detector_parts import BOOT, SESSION
+from vedette_detector import store as store_module
 from vedette_detector.errors import QueryError, StorageFullError, StoreBusyError, StoreError, StoreVersionError
 from vedette_detector.findings.model import FindingUpdate
 from vedette_detector.ledger import Account, Note, NoteKind
-from vedette_detector.store import Effects, Filters, Store, severity_band
+from vedette_detector.store import Effects, Filters, Losses, Store, metadata, severity_band
 
 SECOND = 10**9
 
@@ -256,6 +257,105 @@ def test_a_database_of_a_newer_version_is_left_alone(url: str) -> None:
     for read_only in (False, True):
         with pytest.raises(StoreVersionError, match="has version 99; this Vedette knows up to 2: upgrade it"):
             Store(url, read_only=read_only)
+
+
+def test_a_database_of_version_1_is_brought_up_to_date_with_what_is_in_it(url: str) -> None:
+    store = Store(url)
+    store.apply(Effects([account(1)], [], [update()]), 1)
+    store.close()
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        for table in ("ledger_folded", "ledger_totals", "refused_batches"):
+            connection.execute(sa.text(f"DROP TABLE {table}"))
+        connection.execute(sa.text("DROP INDEX ix_ledger_notes_at_ns"))
+        connection.execute(sa.text("UPDATE settings SET value = '1' WHERE name = 'version'"))
+    with pytest.raises(StoreError, match="has version 1, not 2: start the detector to bring it up to date"):
+        Store(url, read_only=True)
+    store = Store(url)
+    assert store.applied() == {("node-a", BOOT, SESSION): 1}
+    store.apply(Effects([replace(account(1), session=7)], [], [], fold=[account(1)]), 2)
+    assert store.totals()["node-a"].batches == 1
+    with engine.begin() as connection:
+        made = sa.MetaData()
+        made.reflect(connection)
+        names = {index.name for table in made.tables.values() for index in table.indexes}
+        assert {"ix_ledger_notes_at_ns", "ix_ledger_folded_last_at_ns", "ix_refused_batches_at_ns"} <= names
+        # Migrated and new databases have the same columns.
+        for wanted in metadata.tables.values():
+            assert {c.name for c in wanted.columns} == {c.name for c in made.tables[wanted.name].columns}
+            assert {c.name for c in wanted.primary_key} == {c.name for c in made.tables[wanted.name].primary_key}
+    engine.dispose()
+    store.close()
+
+
+def test_folding_keeps_the_sums_and_the_last_sequence(url: str) -> None:
+    store = Store(url)
+    old = [replace(account(n), session=n, emitted=2**63 - 1, dropped=1, first_at_ns=n, last_at_ns=n) for n in (1, 2, 3)]
+    store.apply(Effects(old, [], []), 1)
+    effects = Effects([replace(account(4), session=4)], [], [], fold=old[:2])
+    store.apply(effects, 2)
+    store.apply(effects, 2)  # as after a lost connection
+    assert [a.session for a in store.accounts()] == [4, 3]
+    assert store.folded() == {("node-a", BOOT, 1): 1, ("node-a", BOOT, 2): 2}
+    assert store.applied() == {("node-a", BOOT, n): n for n in (1, 2, 3, 4)}
+    sums = store.totals()["node-a"]
+    assert (sums.sessions, sums.dropped, sums.emitted, sums.first_at_ns, sums.last_at_ns) == (2, 2, 2**63 - 1, 1, 2)
+    store.apply(Effects([replace(account(5), session=5)], [], [], forget=[("node-a", BOOT, 1)]), 3)
+    assert store.folded() == {("node-a", BOOT, 2): 2}
+    # One that goes on is no longer folded.
+    store.apply(Effects([replace(account(9), session=2)], [], []), 4)
+    assert store.folded() == {}
+    store.close()
+
+
+@pytest.mark.parametrize(("journal_begins", "left"), [(None, {1, 2, 3}), (150, {2, 3}), (400, {3}), (0, {1, 2, 3})])
+def test_a_folded_session_is_remembered_while_the_journal_or_findings_may_hold_it(
+    url: str, journal_begins: int | None, left: set[int]
+) -> None:
+    store = Store(url)
+    old = [replace(account(n), session=n, last_at_ns=n * 100 * SECOND) for n in (1, 2, 3)]
+    store.fold(old)
+    store.refuse([(("node-a", BOOT, n), 1) for n in (1, 2, 3)], [], 200 * SECOND)
+    store.retain(400 * SECOND, 150.0, None if journal_begins is None else journal_begins * SECOND)
+    assert {session for _, _, session in store.folded()} == left
+    assert len(store.refused()) == (0 if journal_begins == 400 else 3)
+    assert store.totals()["node-a"].sessions == 3
+    store.close()
+
+
+def test_losses_are_summed_by_node_and_kind_within_a_time(url: str) -> None:
+    store = Store(url)
+
+    def note(at: int, kind: NoteKind, node: str = "node-a", events: int = 2**63 - 1) -> Note:
+        return Note(kind, node, BOOT, SESSION, at, "m", None, None, events, 1)
+
+    drops = NoteKind.KERNEL_DROPS
+    store.add_notes([note(1, drops), note(5, drops, events=3), note(6, drops, events=4), note(7, drops, "b", 9)])
+    assert store.losses(5) == {"node-a": {drops: Losses(2, 7, 2, 6)}, "b": {drops: Losses(1, 9, 1, 7)}}
+    store.add_notes([note(8, drops), note(8, drops)])
+    assert store.losses(8)["node-a"][drops].events == 2**64
+    store.close()
+
+
+def test_notes_of_losses_are_not_pushed_out_by_others(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "NOTES_KEPT", 2)
+    store = Store(url)
+    for number in range(5):
+        for kind in (NoteKind.SPOOL_LOSS, NoteKind.SESSION_STARTED, NoteKind.SESSION_ENDED):
+            store.add_notes([Note(kind, "node-a", BOOT, number, number, "m")])
+    store.add_notes([Note(NoteKind.SESSION_STARTED, "b", BOOT, n, n, "m") for n in range(3)])
+    store.trim_notes(["node-a"])
+    kept = [(n.kind, n.session) for n in store.notes("node-a")]
+    assert kept == [
+        (NoteKind.SESSION_ENDED, 4),
+        (NoteKind.SESSION_STARTED, 4),
+        (NoteKind.SPOOL_LOSS, 4),
+        (NoteKind.SPOOL_LOSS, 3),
+    ]
+    assert len(store.notes("b")) == 3
+    store.retain(10, 1.0)
+    assert len(store.notes("b")) == 2
+    store.close()
 
 
 def test_reading_does_not_create_a_database(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""What agents that misbehave do to a real detector: sessions without end, batches on which the engine fails."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.detector.detector_parts import BOOT, SECOND, SESSION, Client, batch, client_of, running, scan
+from vedette_detector import sessions as sessions_module
+from vedette_detector.config import Settings
+from vedette_detector.journal import iter_entries
+from vedette_detector.service import Service
+from vedette_events.framing import Counters
+
+
+def acknowledged(document: dict[str, list[dict[str, int]]]) -> list[tuple[int, int]]:
+    return [(entry["session"], entry["sequence"]) for entry in document["acknowledged"]]
+
+
+@pytest.fixture
+def few_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accounts of two sessions for each node."""
+    monkeypatch.setattr(sessions_module, "PER_NODE", 2)
+
+
+@pytest.mark.usefixtures("few_sessions")
+async def test_an_agent_that_starts_again_and_again_leaves_few_accounts_and_nothing_twice(settings: Settings) -> None:
+    begun = [SESSION + n * 100 * SECOND for n in range(6)]
+    async with running(settings) as (service, client):
+        for session in begun:
+            for sequence in (1, 2):
+                status, _ = await client.post(batch(sequence, session=session, counters=Counters(sequence, 0, 3)))
+                assert status == 200
+        assert [a.session for a in service.store.accounts()] == begun[-2:]
+        sums = service.store.totals()["node-a"]
+        assert (sums.sessions, sums.batches, sums.received, sums.dropped) == (4, 8, 8, 12)
+        # As an agent does that comes back with what it had no answer for.
+        status, document = await client.post(batch(1, session=begun[0]), batch(2, session=begun[0]))
+        assert (status, acknowledged(document)) == (200, [(begun[0], 1), (begun[0], 2)])
+        assert [f.count for f in service.store.list()] == [12]
+    async with running(settings) as (service, client):
+        # Their batches are in the journal still, and applied is applied.
+        assert (service.recovery.batches, service.recovery.dropped) == (12, 0)
+        status, _ = await client.post(batch(2, session=begun[1]))
+        assert status == 200
+        assert [f.count for f in service.store.list()] == [12]
+        (node,) = (await client.get("/v1/status"))[1]["nodes"]
+        assert [entry["session"] for entry in node["ledger"]] == begun[-2:]
+        assert (node["ledger_before"]["sessions"], node["ledger_before"]["emitted"]) == (4, 8)
+        assert node["losses"]["recent"]["dropped_events"] == 18
+        # A session that goes on after all is taken up where it was.
+        status, _ = await client.post(batch(3, session=begun[1], counters=Counters(3, 0, 3)))
+        assert status == 200
+        assert [f.count for f in service.store.list()] == [13]
+        assert [(a.last_sequence, a.missing_batches, a.balance) for a in service.store.accounts()][-1] == (3, 0, "lost")
+
+
+@pytest.mark.usefixtures("few_sessions")
+async def test_sessions_that_come_in_one_request_are_bounded_as_well(settings: Settings) -> None:
+    async with running(settings) as (service, client):
+        status, document = await client.post(*(batch(1, session=SESSION + n * SECOND) for n in range(50)))
+        assert (status, len(document["acknowledged"])) == (200, 50)
+        assert len(service.store.accounts()) == 2
+        assert service.store.totals()["node-a"].sessions == 48
+        assert len(service.store.applied()) == 50
+        assert [f.count for f in service.store.list()] == [50]
+
+
+async def test_a_loss_is_a_problem_for_a_day_and_history_afterwards(settings: Settings) -> None:
+    async with running(settings) as (service, client):
+        await client.post(batch(1), batch(2, counters=Counters(2, 0, 5, 1, 7)))
+        (node,) = (await client.get("/v1/status"))[1]["nodes"]
+        assert {k: v for k, v in node["losses"]["recent"].items() if v} == {
+            "dropped_events": 5,
+            "spool_lost_events": 7,
+            "spool_lost_batches": 1,
+            # The ledger is at odds: two events were emitted, two came, seven more are said to be lost.
+            "contradictions": 1,
+        }
+        with sqlite3.connect(settings.data_dir / "findings.db") as database:
+            database.execute("UPDATE ledger_notes SET at_ns = at_ns - 90000 * 1000000000")
+        (node,) = (await client.get("/v1/status"))[1]["nodes"]
+        assert {k: v for k, v in node["losses"]["recent"].items() if v} == {}
+        assert {k: v for k, v in node["losses"]["earlier"].items() if v} == {
+            "dropped_events": 5,
+            "spool_lost_events": 7,
+            "spool_lost_batches": 1,
+        }
+        await service._retain()
+        assert [a.session for a in service.store.accounts()] == [SESSION]
+
+
+@asynccontextmanager
+async def breaking(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Service, Client]]:
+    """A detector with detectors that break its engine; the workers import them by name, as they do real ones."""
+    folder = os.path.dirname(__file__)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", folder)
+    breaker = importlib.import_module("engine_breaker")
+    service = Service(settings)
+    service.detectors = [breaker.Breaker(), breaker.Killer()]
+    try:
+        await service.start()
+        async with client_of(settings) as client:
+            yield service, client
+    finally:
+        await service.stop()
+
+
+FAILING = batch(2, scan(2, path="/tmp/fail-the-engine"))
+KILLING = batch(2, scan(2, path="/tmp/kill-the-worker"))
+
+
+async def test_a_batch_on_which_the_engine_fails_each_time_is_refused_in_the_end(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody looks for changed rules meanwhile: a reload would take the test's detectors away.
+    settings = replace(settings, reload_s=3600.0)
+    async with breaking(settings, monkeypatch) as (service, client):
+        assert (await client.post(batch(1)))[0] == 200
+        for _ in range(2):
+            status, document = await client.post(FAILING, batch(3))
+            assert (status, document["reason"]) == (503, "EngineFailed")
+        status, document = await client.post(FAILING, batch(3))
+        assert (status, document["reason"], document["sequence"]) == (400, "EngineFailed", 2)
+        assert acknowledged(document) == [(SESSION, 3)]
+        (note,) = [n for n in service.store.notes("node-a") if n.kind == "BatchRejected"]
+        assert note.message.startswith("batch 2 was refused for good: EngineFailed: the engine failed on it 3 times")
+        # The agent counts it as given up: it is lost once.
+        await client.post(batch(4, counters=Counters(4, 0, 0, 1, 1)))
+        (node,) = (await client.get("/v1/status"))[1]["nodes"]
+        told = {k: v for k, v in node["losses"]["recent"].items() if v}
+        assert told == {"spool_lost_events": 1, "spool_lost_batches": 1, "refused_batches": 1}
+        assert [(a.balance, a.outstanding) for a in service.store.accounts()] == [("lost", 0)]
+        assert [f.count for f in service.store.list()] == [3]
+
+
+@pytest.mark.parametrize(("bad", "reason"), [(FAILING, "EngineFailed"), (KILLING, "EngineCrashed")])
+async def test_a_refused_batch_is_not_replayed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bad: bytes, reason: str
+) -> None:
+    settings = replace(settings, reload_s=3600.0)
+    async with breaking(settings, monkeypatch) as (service, client):
+        await client.post(batch(1))
+        status, document = await client.post(bad)
+        while status == 503:
+            status, document = await client.post(bad)
+        assert (status, document["reason"]) == (400, reason)
+        await client.post(batch(3))
+        assert service.store.refused() == {(("node-a", BOOT, SESSION), 2)}
+    caplog.set_level(logging.INFO)
+    async with running(settings) as (service, client):
+        assert "rebuilt its history from 2 batches" in caplog.text
+        # It stays readable.
+        assert [e.sequence for e in iter_entries(settings.journal_dir)] == [1, 2, 3]
