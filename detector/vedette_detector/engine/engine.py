@@ -125,6 +125,7 @@ class Engine:
         """The history of a node; a new boot begins a new one."""
         found = self._histories.get(node)
         if found is None or found.boot_id != boot_id:
+            self.forget(node)
             found = self._histories[node] = NodeHistory(node, boot_id, self.settings.history)
         self._histories.move_to_end(node)
         return found
@@ -222,4 +223,6 @@ class Engine:
 
     def forget(self, node: str) -> None:
         """Drop a node's history (the node is gone)."""
-        self._histories.pop(node, None)
+        history = self._histories.pop(node, None)
+        if history is not None:
+            history.clear()

@@ -259,6 +259,18 @@ class NodeHistory:
             sizes[name] -= freed
             total -= freed
 
+    def clear(self) -> None:
+        """Let go of everything at once.
+
+        Events refer to their history and history to events: without this the memory of a node that is gone would wait
+        for the collector of cycles, which workers seldom run.
+        """
+        for store in self._stores.values():
+            store.segments = []
+        for cache in (self._newest, self._older, self._writers, self._built, self._cgroups, self._hashes):
+            cache.clear()
+        self._containers.clear()
+
     def shrink(self, target: int) -> int:
         """Let go of the oldest until about ``target`` bytes are held; the bytes freed."""
         before = self.nbytes
