@@ -327,7 +327,7 @@ def run(seconds: float = 1.0, frames_file: Path | None = None, sizes: Iterable[i
     ruleset = load_rules([rules_directory()])
     more = user_rules()
     detectors = all_detectors()
-    threats = ThreatLists.of([f"203.0.113.{n}" for n in range(1, 200)] + [f"evil-{n}.example" for n in range(2000)])
+    threats = ThreatLists.of([f"198.51.100.{n}" for n in range(1, 200)] + [f"evil-{n}.example" for n in range(2000)])
     variants = {
         "all_rules": lambda: Engine(ruleset, threats, detectors=detectors),
         "all_rules_and_500_user_rules": lambda: Engine(
