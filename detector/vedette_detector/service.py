@@ -16,6 +16,8 @@ from typing import Any
 
 from vedette_detector import filters, ingest, metrics
 from vedette_detector.cluster.api import IN_CLUSTER, KubernetesApi
+from vedette_detector.cluster.context import KubernetesContext
+from vedette_detector.cluster.nodes import NodeInfo
 from vedette_detector.cluster.token_review import TokenReviews
 from vedette_detector.config import Settings
 from vedette_detector.detectors import ALL_DETECTORS, Detector
@@ -27,12 +29,14 @@ from vedette_detector.errors import ConfigError, DetectorError
 from vedette_detector.findings.build import Identity, build
 from vedette_detector.findings.flood import OVERFLOW_KEY, FloodGate
 from vedette_detector.findings.model import FindingUpdate, iso
-from vedette_detector.findings.resource import ContainerStates, Host, describe
+from vedette_detector.findings.resource import ContainerStates, Host
+from vedette_detector.findings.workload import Cluster
 from vedette_detector.intake import Intake
 from vedette_detector.journal import Journal, SessionKey
-from vedette_detector.ledger import LOSS_KINDS, Note, NoteKind, Totals
+from vedette_detector.ledger import FORGOTTEN, LOSS_KINDS, Note, NoteKind, Totals
 from vedette_detector.listeners import Listeners
 from vedette_detector.liveness import Liveness
+from vedette_detector.places import Places
 from vedette_detector.sigma.loader import Ruleset, load_rules, rules_directory
 from vedette_detector.store import NOTES_KEPT, Losses, Store
 from vedette_detector.text import Redactor, safe_text
@@ -46,6 +50,15 @@ RETAIN_S = 3600.0
 SHOWN_NOTES = 50
 SHOWN_SESSIONS = 16
 """Sessions of a node that the status shows one by one; it sums up the others."""
+FIRST_LIST_S = 5.0
+"""How long a detector that starts waits for the cluster's pods before it takes batches."""
+GAP_TOLERATED_S = 30.0
+"""An agent that is replaced leaves its node unwatched for some seconds: it has 15 s to end, and its successor starts. A
+longer gap is a problem."""
+GAPS_TOLERATED_S = 300.0
+"""So are gaps that come to more within `RECENT_S`: an agent that starts again and again."""
+FORGET_GRACE_S = 600.0
+"""No node is forgotten before the detector has run for so long: only then has each had the time to be heard of."""
 RECENT_S = 86400.0
 """Losses that are as recent count as a problem now; older ones are shown and are none."""
 
@@ -79,6 +92,10 @@ class Rates:
         count[2] += size
         for old in [s for s in steps if s <= step - self.STEPS]:
             del steps[old]
+
+    def forget(self, node: str) -> None:
+        """Remove a node."""
+        self._counts.pop(node, None)
 
     def of(self, node: str, now: float) -> dict[str, float]:
         """Per second, over the last minute."""
@@ -126,7 +143,7 @@ class Service:
             settings.detector_id or self.store.detector_id(),
             settings.cluster,
         )
-        self._states = ContainerStates()
+        self._places = Places(ContainerStates(), Cluster(settings.cluster, self._cluster_arn()))
         self._flood = FloodGate(settings.findings_per_hour)
         self.liveness = Liveness(
             settings.silent_after_s,
@@ -151,6 +168,12 @@ class Service:
         self.reviews: TokenReviews | None = None
         self.listeners: Listeners | None = None
         self._last_retained = 0.0
+
+    def _cluster_arn(self) -> str:
+        settings = self.settings
+        if settings.cluster_arn or not settings.cluster:
+            return settings.cluster_arn
+        return f"arn:{settings.partition}:eks:{settings.region}:{settings.account_id}:cluster/{settings.cluster}"
 
     # Rules and lists
 
@@ -192,6 +215,7 @@ class Service:
     async def heartbeat(self, node: str, boot_id: bytes, document: dict[str, Any]) -> None:
         """Take a heartbeat, and say so in the ledger when none came for long."""
         seconds = self.liveness.heartbeat(node, document)
+        self.intake.report(node, boot_id, document)
         if seconds is not None:
             now = time.time_ns()
             before_start = self.liveness.before_start(seconds)
@@ -211,6 +235,33 @@ class Service:
             )
         self._unsaved.add(node)
 
+    async def forget(self, node: str) -> bool:
+        """Forget a node that is gone, its history in the engine included; findings stay.
+
+        Returns False when there is no such node, or when it is not gone: batches of it are under way.
+        """
+        if node not in self.intake.newest and self.liveness.heard(node) is None:
+            return False
+        if not await self.intake.forget(node):
+            return False
+        self._unsaved.discard(node)
+        self._pending_notes = [note for note in self._pending_notes if note.node != node]
+        self.liveness.forget(node)
+        self.rates.forget(node)
+        await self.pool.forget(node)
+        log.info("node %s is forgotten", safe_text(node, 253))
+        return True
+
+    async def _forget_gone(self) -> None:
+        """Forget nodes that have given no sign for long."""
+        limit = self.settings.node_forget_s
+        if limit <= 0 or self.liveness.running_s < FORGET_GRACE_S:
+            return
+        for node in self.liveness.nodes:
+            age = self.liveness.sign_age_s(node)
+            if age is not None and age > limit:
+                await self.forget(node)
+
     def health(self) -> tuple[bool, str]:
         """Whether the last group of batches could be made durable, and the one under way goes on."""
         stalled = self.intake.stalled_s
@@ -226,6 +277,7 @@ class Service:
         healthy, health = self.health()
         since = time.time_ns() - int(RECENT_S * 1e9)
         losses = await self.intake.in_store_thread(lambda: self.store.losses(since))
+        forgotten = self.intake.sessions.totals.get(FORGOTTEN)
         nodes = []
         for node in sorted({*self.intake.newest, *self.liveness.nodes}):
             notes = await self.intake.in_store_thread(lambda node=node: self.store.notes(node, SHOWN_NOTES))  # type: ignore[misc]
@@ -253,6 +305,7 @@ class Service:
                 },
                 "threat_lists": self._threat_list_documents(),
                 "reload_error": self.reload_error,
+                "kubernetes": self._places.context.state() if self._places.context is not None else None,
                 "filters_version": self._filters["version"],
                 "journal": {
                     "bytes": self.journal.size,
@@ -282,6 +335,7 @@ class Service:
             },
             "findings": await self.intake.in_store_thread(self.store.counts),
             "nodes": nodes,
+            "forgotten": forgotten.as_dict() if forgotten is not None else None,
         }
 
     def _node_document(self, node: str, recent: Mapping[NoteKind, Losses], now: float) -> dict[str, Any]:
@@ -306,6 +360,7 @@ class Service:
             "ledger": [a.as_dict() for a in sorted(shown, key=lambda a: a.first_at_ns)],
             "ledger_before": folded.as_dict() if folded.sessions else None,
             "losses": losses_document(recent, everything),
+            "gaps": gaps_document(recent),
             "last_batch_at": iso(newest.last_at_ns) if newest is not None else None,
             "last_batch_age_s": self.liveness.batch_age_s(node),
             "rates": self.rates.of(node, now),
@@ -332,20 +387,23 @@ class Service:
         """Prometheus text."""
         return metrics.render(self.intake, self.journal.size, self.liveness)
 
+    def cluster_nodes(self) -> list[NodeInfo] | None:
+        """The cluster's nodes; None where the detector does not watch them, or has not read them yet."""
+        context = self._places.context
+        return context.nodes() if context is not None and context.synced else None
+
     # From detections to findings
 
     def to_finding(self, detection: Detection, header: BatchHeader) -> FindingUpdate:
-        """Make a detection a finding of its container or host."""
+        """Make a detection a finding of its pod's workload, its container or its host."""
         heard = self.liveness.heard(header.node)
         host = replace(
             Host.of(header.node, header.boot_id, heard.heartbeat if heard is not None else None),
             agent_version=safe_text(header.agent_version, 64),
         )
-        container = detection.container
-        known = self._states.lookup(container, header.boot_id) if container is not None else None
-        resource = describe(container, host, known)
+        resource = self._places.resource(detection, host)
         update = build(detection, resource, host, self._identity, self._redactor)
-        if not self._flood.admits(update.type, f"{host.node}\n{resource.id}", update.id):
+        if not self._flood.admits(update.type, resource.scope, update.id):
             overflow = replace(detection, key=OVERFLOW_KEY, notes=[self._flood.note, *detection.notes])
             update = build(overflow, resource, host, self._identity, self._redactor)
         return update
@@ -377,6 +435,9 @@ class Service:
             occurrences=settings.occurrences,
         )
         self.intake.on_batch = self._count_batch
+        for node, (_, heartbeat) in self.liveness.known.items():
+            self.intake.report(node, bytes.fromhex(str(heartbeat.get("boot_id", ""))), heartbeat)
+        self.intake.settle, self.intake.prepare = self._places.settle, self._places.prepare
         await self.pool.start()
         self.intake.start()
         await self._start_kubernetes()
@@ -409,6 +470,9 @@ class Service:
             return
         self.kubernetes = KubernetesApi(IN_CLUSTER if settings.kubernetes == "off" else settings.kubernetes)
         await self.kubernetes.open()
+        if settings.kubernetes != "off":
+            self._places.context = KubernetesContext(self.kubernetes)
+            await self._places.context.start(FIRST_LIST_S)
         if settings.token_review:
             self.reviews = TokenReviews(
                 self.kubernetes,
@@ -432,6 +496,8 @@ class Service:
             await self.listeners.stop()
         if self.reviews is not None:
             await self.reviews.close()
+        if self._places.context is not None:
+            await self._places.context.stop()
         if self.kubernetes is not None:
             await self.kubernetes.close()
         if hasattr(self, "intake"):
@@ -491,6 +557,7 @@ class Service:
         if time.monotonic() - self._last_retained > RETAIN_S or not self._last_retained:
             self._last_retained = time.monotonic()
             await self._retain()
+        await self._forget_gone()
 
     async def _retain(self) -> None:
         """Remove what is older than the retention; fold the sessions that are."""
@@ -525,6 +592,7 @@ def losses_document(recent: Mapping[NoteKind, Losses], everything: Totals) -> di
         "spool_lost_batches": of(NoteKind.SPOOL_LOSS).batches,
         # What the agent has reported since is no more unexplained, whenever the gap was seen.
         "unexplained_batches": min(of(NoteKind.BATCHES_MISSING).batches, everything.unexplained_batches),
+        "ring_lost_events": of(NoteKind.RING_LOST).events,
         "refused_batches": of(NoteKind.BATCH_REJECTED).batches,
         "contradictions": of(NoteKind.OUT_OF_BALANCE).notes + of(NoteKind.COUNTERS_WENT_BACK).notes,
     }
@@ -533,6 +601,7 @@ def losses_document(recent: Mapping[NoteKind, Losses], everything: Totals) -> di
         "spool_lost_events": everything.spool_lost_events,
         "spool_lost_batches": everything.spool_lost_batches,
         "unexplained_batches": everything.unexplained_batches,
+        "ring_lost_events": everything.ring_lost_events,
         "refused_batches": everything.rejected,
     }
     last = max((recent[kind].last_at_ns for kind in LOSS_KINDS & recent.keys()), default=None)
@@ -541,6 +610,19 @@ def losses_document(recent: Mapping[NoteKind, Losses], everything: Totals) -> di
         "recent": told,
         "earlier": {name: max(0, count - told[name]) for name, count in total.items()},
         "last_at": iso(last) if last is not None else None,
+    }
+
+
+def gaps_document(recent: Mapping[NoteKind, Losses]) -> dict[str, Any]:
+    """How long no agent watched a node that was running, within `RECENT_S`. Pure."""
+    gaps = recent.get(NoteKind.WITHOUT_AGENT, Losses(0, 0, 0, 0))
+    return {
+        "period_s": RECENT_S,
+        "count": gaps.notes,
+        "seconds": round(gaps.span_ns / 1e9, 3),
+        "longest_s": round(gaps.longest_ns / 1e9, 3),
+        "last_at": iso(gaps.last_at_ns) if gaps.notes else None,
+        "too_long": gaps.longest_ns > GAP_TOLERATED_S * 1e9 or gaps.span_ns > GAPS_TOLERATED_S * 1e9,
     }
 
 

@@ -268,6 +268,12 @@ class ContainerStates:
             self._cache.popitem(last=False)
         return found
 
+    def cached(self, container: ContainerRef, boot_id: bytes) -> dict[str, Any] | None:
+        """What the last `lookup` found; reads nothing."""
+        if not boot_id or boot_id != self.boot_id or not container.container_id:
+            return None
+        return self._cache.get((container.container_id, container.cgroup_path), (0.0, None))[1]
+
     def _read(self, container: ContainerRef) -> dict[str, Any] | None:
         identity = container.container_id
         assert identity is not None
