@@ -1,0 +1,7 @@
+"""``python -m tools.images``: see `tools.images.build`."""
+
+import sys
+
+from tools.images.build import main
+
+sys.exit(main())
