@@ -3,6 +3,7 @@
     POST /v1/batches     one or more framed batches, one after another
     POST /v1/heartbeat   JSON
     GET  /v1/status      JSON
+    GET  /v1/coverage    JSON
     GET  /healthz        200 or 503 (no authentication)
     GET  /metrics        Prometheus text (no authentication)
 
@@ -59,6 +60,10 @@ class Backend(Protocol):
 
     async def status(self) -> dict[str, Any]:
         """What ``/v1/status`` answers."""
+        ...
+
+    async def coverage(self) -> dict[str, Any]:
+        """What ``/v1/coverage`` answers."""
         ...
 
     def health(self) -> tuple[bool, str]:
@@ -233,6 +238,11 @@ def make_app(backend: Backend, authenticator: Authenticator, *, max_body_bytes: 
             raise AuthorizationError("only an administrator may read the status", reason="NotAdministrator")
         return web.json_response(await backend.status())
 
+    async def get_coverage(request: web.Request) -> web.Response:
+        if not request[IDENTITY].admin:
+            raise AuthorizationError("only an administrator may read the coverage", reason="NotAdministrator")
+        return web.json_response(await backend.coverage())
+
     async def get_health(request: web.Request) -> web.Response:
         healthy, message = backend.health()
         return web.json_response({"healthy": healthy, "message": message}, status=200 if healthy else 503)
@@ -244,6 +254,7 @@ def make_app(backend: Backend, authenticator: Authenticator, *, max_body_bytes: 
     app.router.add_post("/v1/batches", post_batches)
     app.router.add_post("/v1/heartbeat", post_heartbeat)
     app.router.add_get("/v1/status", get_status)
+    app.router.add_get("/v1/coverage", get_coverage)
     app.router.add_get("/healthz", get_health)
     app.router.add_get("/metrics", get_metrics)
     return app

@@ -15,8 +15,10 @@ from typing import Any
 from aiohttp import web
 
 from vedette_detector.auth import Authenticator, PeerCredentials, TokenFile
+from vedette_detector.cluster.token_review import TokenReviews
 from vedette_detector.config import Settings
 from vedette_detector.errors import ConfigError
+from vedette_detector.metrics import _metric as metric
 from vedette_detector.tls import ServingCertificate
 
 log = logging.getLogger(__name__)
@@ -110,12 +112,42 @@ class Listeners:
 
     def describe(self) -> dict[str, Any]:
         """JSON for the status page."""
-        reviews = getattr(self._over_https, "describe", None)
         return {
             "listen": list(self._settings.listen),
             "tls": self.certificate.describe() if self.certificate is not None else None,
-            "token_review": reviews() if reviews is not None else None,
+            "token_review": self._over_https.describe() if isinstance(self._over_https, TokenReviews) else None,
         }
+
+    def metrics(self) -> str:
+        """Prometheus text."""
+        text = ""
+        if self.certificate is not None:
+            text += metric(
+                "vedette_serving_certificate_not_after_seconds",
+                "gauge",
+                "When the certificate that the detector shows ends, in seconds since the epoch.",
+                [({}, self.certificate.not_after.timestamp())],
+            ) + metric(
+                "vedette_serving_certificate_reload_failed",
+                "gauge",
+                "1 while the certificate's files hold a pair that cannot be used; the old one stays.",
+                [({}, float(self.certificate.error is not None))],
+            )
+        if isinstance(self._over_https, TokenReviews):
+            counts = self._over_https.counts
+            results = {"asked": counts.reviews, "failed": counts.failed}
+            text += metric(
+                "vedette_token_reviews_total",
+                "counter",
+                "Questions to the API server about tokens: all, and those without an answer.",
+                [({"result": k}, float(v)) for k, v in results.items()],
+            ) + metric(
+                "vedette_token_admissions_total",
+                "counter",
+                "Requests refused because of their token, and those admitted by an earlier review alone.",
+                [({"result": "refused"}, float(counts.refused)), ({"result": "unreviewed"}, float(counts.unreviewed))],
+            )
+        return text
 
 
 def remove_stale_socket(path: Path) -> None:

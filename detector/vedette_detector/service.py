@@ -20,6 +20,7 @@ from vedette_detector.cluster.context import KubernetesContext
 from vedette_detector.cluster.nodes import NodeInfo
 from vedette_detector.cluster.token_review import TokenReviews
 from vedette_detector.config import Settings
+from vedette_detector.coverage_report import CoverageReport
 from vedette_detector.detectors import ALL_DETECTORS, Detector
 from vedette_detector.engine.context import EngineSettings
 from vedette_detector.engine.detection import Detection
@@ -163,6 +164,7 @@ class Service:
         self._load_threats()
         self.pool: WorkerPool
         self.intake: Intake
+        self.coverage_report: CoverageReport
         self._tasks: list[asyncio.Task[None]] = []
         self.kubernetes: KubernetesApi | None = None
         self.reviews: TokenReviews | None = None
@@ -385,7 +387,13 @@ class Service:
 
     async def metrics(self) -> str:
         """Prometheus text."""
-        return metrics.render(self.intake, self.journal.size, self.liveness)
+        rendered = metrics.render(self.intake, self.journal.size, self.liveness)
+        access = self.listeners.metrics() if self.listeners is not None else ""
+        return rendered + await self.coverage_report.metrics() + access
+
+    async def coverage(self) -> dict[str, Any]:
+        """What the operator asks: which nodes are covered, and why others are not."""
+        return await self.coverage_report.document()
 
     def cluster_nodes(self) -> list[NodeInfo] | None:
         """The cluster's nodes; None where the detector does not watch them, or has not read them yet."""
@@ -433,6 +441,9 @@ class Service:
             to_finding=self.to_finding,
             max_waiting_bytes=settings.max_waiting_bytes,
             occurrences=settings.occurrences,
+        )
+        self.coverage_report = CoverageReport(
+            self.liveness, self.intake, self.store, self.cluster_nodes, watched=settings.kubernetes != "off"
         )
         self.intake.on_batch = self._count_batch
         for node, (_, heartbeat) in self.liveness.known.items():
