@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup bpf lint format test unit live kernels demo demo-host bench clean
+.PHONY: help setup bpf lint format test unit live kernels images demo demo-host bench clean
 
 PYTHON := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE ?=
@@ -42,6 +42,10 @@ live: setup ## Run the tests that load real BPF programs into this kernel (root)
 
 kernels: setup ## Load the programs into other kernels, 5.10 to the newest, in virtual machines (qemu, mmdebstrap)
 	$(PYTHON) -m pytest tests/kernel $(ARGS)
+
+images: setup ## Build the container images into build/images (docker, podman or buildah)
+	@tools/bootstrap.sh images
+	@$(PYTHON) -m tools.images $(ARGS)
 
 demo: setup ## Start a Kubernetes here, install Vedette, attack from pods, see the findings, take all down (root)
 	@$(PYTHON) tools/demo/in_cluster.py $(ARGS)

@@ -9,6 +9,7 @@
 #   tools/bootstrap.sh packages   only the system packages
 #   tools/bootstrap.sh python     only uv and the Python environment
 #   tools/bootstrap.sh bpf        only the BPF object (what is missing before it is made too)
+#   tools/bootstrap.sh images     what builds container images: buildah, unless docker or podman is there
 #
 # Environment: UV (path of a uv to use), VEDETTE_NO_APT=1 (never install, only report).
 set -euo pipefail
@@ -97,6 +98,13 @@ ensure_packages() {
   ensure $(sanitizer_package)
 }
 
+ensure_image_builder() {
+  # docker is often there without a daemon that would answer.
+  if command -v buildah >/dev/null || command -v podman >/dev/null || docker info >/dev/null 2>&1; then return 0; fi
+  command -v apt-get >/dev/null || die "none of docker, podman and buildah is there: install one of them."
+  ensure buildah
+}
+
 python_good() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 find_uv() {
@@ -154,5 +162,6 @@ case ${1-all} in
   packages) check_machine; ensure_packages ;;
   python) sync_python ;;
   bpf) sync_python; build_bpf ;;
-  *) die "unknown part: $1 (all, packages, python, bpf)" ;;
+  images) ensure_image_builder ;;
+  *) die "unknown part: $1 (all, packages, python, bpf, images)" ;;
 esac
