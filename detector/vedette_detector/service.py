@@ -395,10 +395,14 @@ class Service:
         """What the operator asks: which nodes are covered, and why others are not."""
         return await self.coverage_report.document()
 
+    @property
+    def cluster(self) -> KubernetesContext | None:
+        """What is known of the cluster; None where the detector does not watch one."""
+        return self._places.context
+
     def cluster_nodes(self) -> list[NodeInfo] | None:
         """The cluster's nodes; None where the detector does not watch them, or has not read them yet."""
-        context = self._places.context
-        return context.nodes() if context is not None and context.synced else None
+        return self.cluster.nodes() if self.cluster is not None and self.cluster.synced else None
 
     # From detections to findings
 

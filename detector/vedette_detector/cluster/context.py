@@ -148,6 +148,11 @@ class KubernetesContext:
         """All nodes, by name; empty before the first list."""
         return self._nodes.all()
 
+    def node_of_pod(self, namespace: str, name: str, uid: str) -> str | None:
+        """Where a pod runs; None where no such pod, or none with this UID, has been reported."""
+        pod = self.pods.get(uid)
+        return pod.node or None if pod is not None and (pod.namespace, pod.name) == (namespace, name) else None
+
     # Lookups
 
     def find(self, container: ContainerRef, node: str, executable: str = "") -> PodContext | Unknown:
