@@ -101,6 +101,9 @@ class Settings:
     max_body_bytes: int = _field(64 << 20, "Largest request body.", "bytes")
     max_waiting_bytes: int = _field(128 << 20, "Batches waiting beyond this are refused with 503.", "bytes")
     silent_after_s: float = _field(30.0, "Time without a heartbeat after which a node counts as silent.", "s")
+    node_forget_s: float = _field(
+        7 * 86400.0, "Time without any sign after which a node is not listed any more; 0: never.", "s"
+    )
     redaction: tuple[str, ...] = _field(DEFAULT_REDACTION, "RE2 patterns of secrets in arguments.")
     redacted_options: tuple[str, ...] = _field(DEFAULT_REDACTED_OPTIONS, "Options whose next argument is a secret.")
     account_id: str = _field("000000000000", "accountId of findings.")

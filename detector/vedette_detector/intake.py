@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from vedette_detector import ledger
 from vedette_detector.engine.detection import Detection
@@ -28,7 +28,7 @@ from vedette_detector.errors import DetectorError, EngineUnavailableError, Overl
 from vedette_detector.findings.model import FindingUpdate, collect
 from vedette_detector.holdback import HoldBack
 from vedette_detector.journal import Journal, SessionKey
-from vedette_detector.ledger import Account, Note, NoteKind
+from vedette_detector.ledger import Account, Note, NoteKind, Report
 from vedette_detector.sessions import Plan, Sessions, key_of
 from vedette_detector.store import Applied, Effects, Store
 from vedette_detector.text import safe_text
@@ -49,6 +49,7 @@ ENGINE_FAILURES = 3
 STALLED_AFTER_S = 60.0
 """A group takes seconds, and gives up waiting for the database earlier than this."""
 _COMPUTED_KEPT = 4096
+_REPORTS_KEPT = 4
 _FATAL = frozenset({"EngineCrashed", EngineUnavailableError.reason})
 _MAX_SIGNED = 2**63 - 1
 
@@ -177,6 +178,10 @@ class Intake:
         self.sessions = Sessions(store.accounts(), store.folded(), store.totals())
         self.noted: Counter[str] = Counter()
         """Ledger notes written for each node since somebody last looked whether there are too many."""
+        self.gaps: Counter[str] = Counter()
+        self.gap_seconds: defaultdict[str, float] = defaultdict(float)
+        """Times between two agents in one boot of a node in which none watched, since the start of the process."""
+        self._reports: dict[str, OrderedDict[tuple[bytes, int], Report]] = {}
         self._failures: OrderedDict[BatchKey, int] = OrderedDict()
         self._pending: dict[BatchKey, _Waiting] = {}
         self._computed: OrderedDict[BatchKey, _Waiting] = OrderedDict()
@@ -208,6 +213,20 @@ class Intake:
     def applied(self) -> dict[SessionKey, int]:
         """Last applied sequence of each session, also of those that have no account any more."""
         return self.sessions.applied()
+
+    def report(self, node: str, boot_id: bytes, heartbeat: Mapping[str, Any]) -> None:
+        """Remember what a heartbeat says of its session; of the last sessions of a node."""
+        session = heartbeat.get("session")
+        if isinstance(session, int) and not isinstance(session, bool):
+            reports = self._reports.setdefault(node, OrderedDict())
+            reports[boot_id, session] = Report.of(heartbeat)
+            reports.move_to_end((boot_id, session))
+            while len(reports) > _REPORTS_KEPT:
+                reports.popitem(last=False)
+
+    def _report(self, key: SessionKey) -> Report:
+        reports = self._reports.get(key[0])
+        return reports.get((key[1], key[2]), Report()) if reports is not None else Report()
 
     def start(self) -> None:
         """Begin to work."""
@@ -244,6 +263,21 @@ class Intake:
             await self.in_store_thread(lambda: self._store.fold(chosen))
             for account in chosen:
                 self.sessions.fold(account)
+
+    async def forget(self, node: str) -> bool:
+        """Forget a node that is gone: its sums are added to those of the nodes that were forgotten before.
+
+        The last sequence numbers of its sessions stay, should it come back with what it had no answer for. Returns
+        False, and does nothing, when batches of the node are under way.
+        """
+        if any(w.header.node == node for w in self._pending.values()):
+            return False
+        accounts = self.sessions.of_node(node)
+        await self.in_store_thread(lambda: self._store.forget(node, accounts))
+        self.sessions.forget(node)
+        for counted in (self._reports, self.noted, self.gaps, self.gap_seconds):
+            counted.pop(node, None)
+        return True
 
     def admit(self, size: int) -> None:
         """Verify that a request of ``size`` bytes may still wait.
@@ -428,7 +462,11 @@ class Intake:
         applied: Applied = await self.in_store_thread(lambda: self._store.apply(effects, now))
         self._count(ready, applied)
         self.sessions.commit(accounts, Plan(effects.fold, effects.forget))
-        self.noted.update(note.node for note in effects.notes)
+        for note in effects.notes:
+            self.noted[note.node] += 1
+            if note.kind is NoteKind.WITHOUT_AGENT and note.from_ns is not None and note.to_ns is not None:
+                self.gaps[note.node] += 1
+                self.gap_seconds[note.node] += (note.to_ns - note.from_ns) / 1e9
         self.last_error = None
         for waiting in ready:
             self._failures.pop(batch_key(waiting.header), None)
@@ -524,13 +562,13 @@ class Intake:
 
     def _effects(self, ready: Sequence[_Waiting], now: int) -> tuple[Effects, dict[SessionKey, Account]]:
         accounts: dict[SessionKey, Account] = {}
-        newest = dict(self.newest)
+        ended: dict[SessionKey, Account] = {}
         notes: list[Note] = []
         findings: list[FindingUpdate] = []
         for waiting in ready:
             header = waiting.header
             key = session_key(header)
-            account = accounts.get(key) or self.accounts.get(key)
+            account = accounts.get(key) or ended.get(key) or self.accounts.get(key)
             folded = self.sessions.folded(key)
             if account is None and folded is not None:
                 if header.sequence <= folded:
@@ -538,8 +576,13 @@ class Intake:
                 account = ledger.resumed(header, folded, now)
             if account is not None and header.sequence <= account.last_sequence:
                 continue  # overtaken by a later batch of its session in the same group: its number is taken
-            account, more = ledger.enter(account, header, now, newest.get(header.node))
-            accounts[key] = newest[header.node] = account
+            before = self.sessions.before(key, ended | accounts) if account is None else None
+            if before is not None and before.boot_id == header.boot_id:
+                before, more = ledger.end(before, self._report(key_of(before)), now)
+                (accounts if key_of(before) in accounts else ended)[key_of(before)] = before
+                notes += more
+            account, more = ledger.enter(account, header, now, before, self._report(key))
+            accounts[key] = account
             notes += more
             assert waiting.outcome is not None
             for detection in waiting.outcome.detections:
@@ -548,11 +591,13 @@ class Intake:
                 except Exception:  # one detection that cannot be told must not stop the others
                     log.exception("a detection of %s could not be made a finding", detection.finding_type)
                     self.statistics.unit_errors += 1
-        plan = self.sessions.plan(accounts)
+        changed = ended | accounts
+        plan = self.sessions.plan(changed)
         folded_now = {key_of(account) for account in plan.fold}
         kept = [account for key, account in accounts.items() if key not in folded_now]
+        amended = [account for key, account in ended.items() if key not in folded_now and key not in accounts]
         collected = collect(findings, self._occurrences)
-        return Effects(kept, notes, collected, plan.fold, plan.forget), accounts
+        return Effects(kept, notes, collected, plan.fold, plan.forget, amended), changed
 
     def _count(self, ready: Sequence[_Waiting], applied: Applied) -> None:
         statistics = self.statistics

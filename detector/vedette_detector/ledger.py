@@ -3,21 +3,25 @@
 Per session (one load of the agent's programs; `vedette_events.framing`) the agent's batch headers carry cumulative
 counters from the node, and the detector counts what it received:
 
-    emitted = received + outstanding + spool_lost      (events from the kernel's ring)
+    emitted = received + outstanding + spool_lost + ring_lost      (events from the kernel's ring)
 
 ``outstanding`` are events on the way: in the ring, in the spool, in transit. It is zero when the session is at rest.
+``ring_lost`` were in the ring of an agent that was killed and whose ring went with it.
 Events that the agent makes itself (snapshots, file hashes; ``ring_from == ring_to``) never were in the ring and are
 counted apart. ``deduplicated`` and ``dropped`` events did not enter the ring at all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
 from vedette_events.framing import BatchFlags, BatchHeader
 
+FORGOTTEN = ""
+"""Under this name the ledger keeps the sums of nodes that were forgotten; no node is called so."""
 CLOCK_STEP_NS = 2_000_000_000
 """A wall clock that moved by more than this against the boot clock between two batches was set, not slewed."""
 
@@ -37,6 +41,7 @@ class NoteKind(StrEnum):
     COUNTERS_WENT_BACK = "CountersWentBack"
     AGENT_SILENT = "AgentSilent"
     OUT_OF_BALANCE = "OutOfBalance"
+    RING_LOST = "RingLost"
 
 
 LOSS_KINDS = frozenset(
@@ -47,6 +52,7 @@ LOSS_KINDS = frozenset(
         NoteKind.BATCH_REJECTED,
         NoteKind.COUNTERS_WENT_BACK,
         NoteKind.OUT_OF_BALANCE,
+        NoteKind.RING_LOST,
     }
 )
 """Notes that tell of events lost, or of an account that cannot be right. They are kept apart from the others, so that
@@ -96,11 +102,14 @@ class Account:
     last_at_ns: int = 0
     final: bool = False
     agent_version: str = ""
+    drained: int = 0
+    """Up to then everything that the kernel reported is in the session's batches."""
+    ring_lost_events: int = 0
 
     @property
     def outstanding(self) -> int:
         """Events emitted by the kernel that neither arrived nor are known to be lost; negative: more than emitted."""
-        return self.emitted - self.received - self.spool_lost_events
+        return self.emitted - self.received - self.spool_lost_events - self.ring_lost_events
 
     @property
     def unexplained_batches(self) -> int:
@@ -117,7 +126,7 @@ class Account:
         """``balanced``; ``outstanding``: events are on the way; ``lost``: a loss is known; ``unbalanced``: a fault."""
         if self.at_odds or self.unexplained_batches:
             return "unbalanced"
-        if self.dropped or self.spool_lost_events or self.spool_lost_batches:
+        if self.dropped or self.spool_lost_events or self.spool_lost_batches or self.ring_lost_events:
             return "lost"
         return "outstanding" if self.outstanding else "balanced"
 
@@ -136,6 +145,7 @@ class Account:
             "dropped": self.dropped,
             "spool_lost_batches": self.spool_lost_batches,
             "spool_lost_events": self.spool_lost_events,
+            "ring_lost_events": self.ring_lost_events,
             "missing_batches": self.missing_batches,
             "unexplained_batches": self.unexplained_batches,
             "resent_batches": self.resent,
@@ -148,6 +158,34 @@ class Account:
             "first_batch_at_ns": self.first_at_ns,
             "last_batch_at_ns": self.last_at_ns,
         }
+
+
+@dataclass(frozen=True)
+class Report:
+    """What heartbeats say of a session that its batches may not: an idle node sends none. Times are ns since boot."""
+
+    drained: int = 0
+    """Up to then everything that the kernel reported was in the spool."""
+    attached: int = 0
+    """When all programs were attached; 0: not known."""
+    emitted: int = 0
+
+    @classmethod
+    def of(cls, heartbeat: Mapping[str, Any]) -> Report:
+        """Read a heartbeat; what is not a number that a clock or counter has counts as not said."""
+        counters = heartbeat.get("counters")
+
+        def number(value: Any) -> int:
+            return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else 0
+
+        return cls(
+            number(heartbeat.get("drained_ns")),
+            number(heartbeat.get("attached_ns")),
+            number(counters.get("emitted")) if isinstance(counters, dict) else 0,
+        )
+
+
+_NO_REPORT = Report()
 
 
 @dataclass(frozen=True)
@@ -171,6 +209,7 @@ class Totals:
     rejected: int = 0
     first_at_ns: int = 0
     last_at_ns: int = 0
+    ring_lost_events: int = 0
 
     def plus(self, other: Account | Totals) -> Totals:
         """The sums with one more session, or with those of another node."""
@@ -214,8 +253,43 @@ def resumed(header: BatchHeader, last_sequence: int, now_ns: int) -> Account:
     )
 
 
+def end(account: Account, report: Report, now_ns: int) -> tuple[Account, list[Note]]:
+    """End a session whose node has begun another one in the same boot.
+
+    An agent that ends in order says so in its last batch, and a next agent delivers what it left in the spool before
+    anything of its own. So what is outstanding now was in the ring of an agent that was killed, and went with it.
+    """
+    emitted = max(account.emitted, report.emitted)
+    lost = emitted - account.received - account.spool_lost_events - account.ring_lost_events
+    if account.final or lost <= 0:
+        return replace(account, drained=_watched_until(account, report)), []
+    message = f"the agent was killed: {lost} events in its ring are lost"
+    from_ns = _watched_until(account, report) + account.wall_offset
+    note = Note(
+        NoteKind.RING_LOST, account.node, account.boot_id, account.session, now_ns, message, from_ns, None, lost
+    )
+    ended = replace(
+        account,
+        drained=_watched_until(account, report),
+        emitted=emitted,
+        ring_lost_events=account.ring_lost_events + lost,
+    )
+    return ended, [note]
+
+
+def _watched_until(account: Account, report: Report) -> int:
+    """The last time, ns since boot, up to which a session is known to have delivered everything."""
+    if account.final and account.drained:
+        return account.drained
+    return max(account.drained, report.drained) or account.created
+
+
 def enter(
-    account: Account | None, header: BatchHeader, now_ns: int, previous: Account | None = None
+    account: Account | None,
+    header: BatchHeader,
+    now_ns: int,
+    previous: Account | None = None,
+    report: Report = _NO_REPORT,
 ) -> tuple[Account, list[Note]]:
     """Enter an applied batch.
 
@@ -223,7 +297,9 @@ def enter(
         account: the session's account so far; None for its first batch.
         header: of the batch; its sequence is greater than the account's last.
         now_ns: the detector's clock, ns since the epoch.
-        previous: the node's newest account of another session, when ``account`` is None.
+        previous: when ``account`` is None, the session before it: the one of the same boot, which has been ended
+            (`end`), else the node's newest of another boot.
+        report: what heartbeats say of this session.
 
     Returns:
         The new account and what is to be told.
@@ -237,7 +313,7 @@ def enter(
 
     if account is None:
         account = Account(header.node, header.boot_id, header.session, first_at_ns=now_ns)
-        _note_start(header, previous, note)
+        _note_start(header, previous, report, note)
     skipped = header.sequence - account.last_sequence - 1
     counters, old = header.counters, account
     lost_events = counters.spool_lost_events - old.spool_lost_events
@@ -299,7 +375,11 @@ def enter(
         last_at_ns=now_ns,
         final=final,
         agent_version=header.agent_version,
+        drained=_drained(old, header),
     )
+    if new.ring_lost_events and new.outstanding < 0:
+        # What was taken for lost comes after all.
+        new = replace(new, ring_lost_events=max(0, new.ring_lost_events + new.outstanding))
     if new.at_odds and not old.at_odds:
         note(
             NoteKind.OUT_OF_BALANCE,
@@ -311,17 +391,31 @@ def enter(
     return new, notes
 
 
-def _note_start(header: BatchHeader, previous: Account | None, note: Any) -> None:
+def _drained(account: Account, header: BatchHeader) -> int:
+    """Up to when the ring is in the session's batches; `vedette_agent.drain` says what ``created_ns`` means."""
+    if header.flags & BatchFlags.FINAL:
+        return header.created_ns  # when the programs were detached; batches before it may have been made later
+    if account.final or header.ring_to == header.ring_from:
+        return account.drained
+    return max(account.drained, header.created_ns)
+
+
+def _note_start(header: BatchHeader, previous: Account | None, report: Report, note: Any) -> None:
     """Tell of a new session, and of the time before it that nobody watched."""
     note(
         NoteKind.SESSION_STARTED, f"agent {header.agent_version or 'of unknown version'} began session {header.session}"
     )
     if previous is None:
         return
-    loaded = header.session + header.wall_offset_ns  # a session is named after the boot time of its load
-    until = previous.created + previous.wall_offset
+    until = previous.drained or previous.created
+    # A session is named after the boot time of its load; its last program is attached a moment later.
+    loaded = report.attached if header.session <= report.attached <= header.created_ns else header.session
+    to_ns = loaded + header.wall_offset_ns
     if previous.boot_id != header.boot_id:
-        note(NoteKind.NODE_RESTARTED, "the node was restarted", from_ns=until, to_ns=loaded)
-    elif header.session > previous.created:
-        seconds = (header.session - previous.created) / 1e9
-        note(NoteKind.WITHOUT_AGENT, f"no agent watched for {seconds:.3f} s", from_ns=until, to_ns=loaded)
+        from_ns = until + previous.wall_offset
+        note(NoteKind.NODE_RESTARTED, "the node was restarted", from_ns=from_ns, to_ns=to_ns)
+    elif header.session > until:
+        # Both are times of one boot, so that a clock that was set in between does not change the length.
+        how = "" if previous.final else ", the agent before was killed"
+        message = f"no agent watched for {(loaded - until) / 1e9:.3f} s{how}"
+        note(NoteKind.WITHOUT_AGENT, message, from_ns=until + header.wall_offset_ns, to_ns=to_ns)

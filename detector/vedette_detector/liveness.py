@@ -99,6 +99,11 @@ class Liveness:
         return self.clock() - age_s < self.started_s
 
     @property
+    def running_s(self) -> float:
+        """Seconds since the process started."""
+        return self.clock() - self.started_s
+
+    @property
     def nodes(self) -> list[str]:
         """The nodes that a heartbeat or a batch has come from."""
         return sorted({*self._heard, *self._batch_mark})

@@ -32,7 +32,7 @@ def render(intake: Intake, journal_bytes: int, liveness: Liveness) -> str:
     lost = [
         ({"node": a.node, "where": where}, float(value))
         for a in newest
-        for where, value in (("kernel", a.dropped), ("spool", a.spool_lost_events))
+        for where, value in (("kernel", a.dropped), ("spool", a.spool_lost_events), ("ring", a.ring_lost_events))
     ]
     return "".join(
         (
@@ -101,6 +101,18 @@ def render(intake: Intake, journal_bytes: int, liveness: Liveness) -> str:
                 "gauge",
                 "Nodes heard of, by whether their heartbeat is recent.",
                 [({"state": "silent"}, float(silent)), ({"state": "reporting"}, float(len(nodes) - silent))],
+            ),
+            _metric(
+                "vedette_gap_seconds_total",
+                "counter",
+                "Time between two agents of a node in which none watched.",
+                [({"node": node}, seconds) for node, seconds in list(intake.gap_seconds.items())[:_SESSIONS_SHOWN]],
+            ),
+            _metric(
+                "vedette_gaps_total",
+                "counter",
+                "How often a node was without an agent.",
+                [({"node": node}, float(count)) for node, count in list(intake.gaps.items())[:_SESSIONS_SHOWN]],
             ),
             _metric("vedette_lost_events", "gauge", "Events lost in each node's newest session, by where.", lost),
             _metric(

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vedette_detector.journal import SessionKey
-from vedette_detector.ledger import Account, Totals
+from vedette_detector.ledger import FORGOTTEN, Account, Totals
 
 PER_NODE = 200
 """Accounts of one node."""
@@ -76,6 +76,18 @@ class Sessions:
     def of_node(self, node: str) -> list[Account]:
         """The accounts of a node, those that changed last at the end."""
         return sorted((self.accounts[k] for k in self._of_node.get(node, ())), key=lambda a: a.last_at_ns)
+
+    def before(self, key: SessionKey, changed: Mapping[SessionKey, Account]) -> Account | None:
+        """The session before a new one: the last of the same boot, else the node's newest (of another boot)."""
+        node, boot_id, session = key
+        keys = [k for k in (*self._of_node.get(node, ()), *changed) if k[:2] == (node, boot_id) and k[2] < session]
+        if keys:
+            last = max(keys, key=lambda k: k[2])
+            return changed.get(last) or self.accounts[last]
+        newest = self.newest.get(node)
+        mine = [a for k, a in changed.items() if k[0] == node]
+        other = mine[-1] if mine else newest
+        return other if other is not None and other.boot_id != boot_id else None
 
     def folded(self, key: SessionKey) -> int | None:
         """Last sequence number of a session that has no account any more; None when it is not known."""
@@ -163,6 +175,16 @@ class Sessions:
         self._of_node.get(account.node, {}).pop(key, None)
         self._put_folded(key, account.last_sequence)
         self.totals[account.node] = self.totals.get(account.node, Totals(account.node)).plus(account)
+
+    def forget(self, node: str) -> None:
+        """Move a node's sums to those of the nodes that were forgotten; last sequence numbers stay."""
+        for account in self.of_node(node):
+            self.fold(account)
+        self.newest.pop(node, None)
+        self._of_node.pop(node, None)
+        sums = self.totals.pop(node, None)
+        if sums is not None:
+            self.totals[FORGOTTEN] = self.totals.get(FORGOTTEN, Totals(FORGOTTEN)).plus(sums)
 
     def recount(self, account: Account) -> None:
         """Replace an account whose place in the order does not change."""

@@ -29,7 +29,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from vedette_detector.errors import QueryError, StorageFullError, StoreBusyError, StoreError, StoreVersionError
 from vedette_detector.findings.model import FindingUpdate, fold_document
 from vedette_detector.journal import SessionKey
-from vedette_detector.ledger import LOSS_KINDS, Account, Note, NoteKind, Totals
+from vedette_detector.ledger import FORGOTTEN, LOSS_KINDS, Account, Note, NoteKind, Totals
 
 T = TypeVar("T")
 
@@ -187,7 +187,15 @@ def _bound_the_ledger(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (_create_all, _bound_the_ledger)
+def _account_for_rings(connection: Connection) -> None:
+    """Version 3: up to when a session's ring was drained, and what was lost with it."""
+    big = "INTEGER" if connection.dialect.name == "sqlite" else "BIGINT"
+    for table, column in (("ledger", "drained"), ("ledger", "ring_lost_events"), ("ledger_totals", "ring_lost_events")):
+        if column not in {c["name"] for c in sa.inspect(connection).get_columns(table)}:
+            connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {column} {big} NOT NULL DEFAULT 0")
+
+
+MIGRATIONS: tuple[Migration, ...] = (_create_all, _bound_the_ledger, _account_for_rings)
 """The n-th brings a database from version n to n+1. A later one must not use `metadata`, which is the newest state, and
 must tolerate what `_create_all` has made of it already."""
 
@@ -195,8 +203,6 @@ NOTES_KEPT = 2000
 """Ledger notes kept for each node: as many that tell of losses, and as many others."""
 REFUSED_KEPT = 10_000
 """Refused batches that are remembered, of all nodes."""
-FORGOTTEN = ""
-"""Under this name the ledger keeps the sums of nodes that were forgotten; no node is called so."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +274,8 @@ class Effects:
     """Accounts to be folded into their node's sums; they are in their newest state and not among ``accounts``."""
     forget: Sequence[SessionKey] = ()
     """Folded sessions whose last sequence number is not kept any longer."""
+    amended: Sequence[Account] = ()
+    """Accounts that change although no batch of theirs is applied."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +286,9 @@ class Losses:
     events: int
     batches: int
     last_at_ns: int
+    span_ns: int = 0
+    """Length of the times that they name, from the beginning to the end of each, added up."""
+    longest_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -438,7 +449,7 @@ class Store:
     def _apply(self, connection: Connection, effects: Effects, now_ns: int) -> Applied:
         if effects.accounts and self._is_applied(connection, effects.accounts):
             return Applied(0, 0, 0)
-        for account in effects.accounts:
+        for account in (*effects.accounts, *effects.amended):
             self._put_account(connection, account)
         self._fold(connection, effects.fold, effects.forget)
         if effects.notes:
@@ -627,6 +638,19 @@ class Store:
         """Fold accounts into their nodes' sums."""
         self._write(lambda connection: self._fold(connection, accounts, ()))
 
+    def forget(self, node: str, accounts: Sequence[Account]) -> None:
+        """Remove a node: heartbeat and notes go; ``accounts``, all that it has, go into the sums of `FORGOTTEN`."""
+
+        def work(connection: Connection) -> None:
+            self._fold(connection, accounts, ())
+            row = connection.execute(sa.select(totals_table).where(totals_table.c.node == node)).one_or_none()
+            if row is not None:
+                self._add_totals(connection, Totals(FORGOTTEN).plus(Totals(**row._mapping)))
+            for table in (totals_table, notes_table, nodes_table):
+                connection.execute(table.delete().where(table.c.node == node))
+
+        self._write(work)
+
     def archive(self, ids: Sequence[str], archived: bool, now_ns: int) -> int:
         """Archive findings or take them back; returns how many changed."""
 
@@ -755,10 +779,12 @@ class Store:
         """What the notes since ``since_ns`` (detector's clock) tell of in all, by node and kind."""
         table = notes_table.c
 
-        def total(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        def total(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
             # SQLite's sum of integers is an error beyond 64 bits, and the numbers are a node's to choose.
             return sa.func.sum(sa.cast(column, sa.Float))
 
+        # The bounds of 64 bits hold for the ends, not for their difference.
+        span = sa.cast(table.to_ns, sa.Float) - sa.cast(table.from_ns, sa.Float)
         query = (
             sa.select(
                 table.node,
@@ -767,6 +793,8 @@ class Store:
                 total(table.events).label("events"),
                 total(table.batches).label("batches"),
                 sa.func.max(table.at_ns).label("last_at_ns"),
+                sa.func.coalesce(sa.func.sum(span), 0.0).label("span_ns"),
+                sa.func.coalesce(sa.func.max(span), 0.0).label("longest_ns"),
             )
             .where(table.at_ns >= since_ns)
             .group_by(table.node, table.kind)
@@ -775,8 +803,9 @@ class Store:
         def work(connection: Connection) -> dict[str, dict[NoteKind, Losses]]:
             result: dict[str, dict[NoteKind, Losses]] = {}
             for row in connection.execute(query):
-                sums = Losses(int(row.notes), int(row.events), int(row.batches), int(row.last_at_ns))
-                result.setdefault(row.node, {})[NoteKind(row.kind)] = sums
+                counts = (int(row.notes), int(row.events), int(row.batches), int(row.last_at_ns))
+                spans = (int(row.span_ns), int(row.longest_ns))
+                result.setdefault(row.node, {})[NoteKind(row.kind)] = Losses(*counts, *spans)
             return result
 
         return self._read(work)

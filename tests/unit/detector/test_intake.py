@@ -13,11 +13,12 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.detector.detector_parts import BOOT, SECOND, SESSION, Client, batch, client_of, running, scan
+from vedette_detector import service as service_module
 from vedette_detector import sessions as sessions_module
 from vedette_detector.config import Settings
 from vedette_detector.journal import iter_entries
 from vedette_detector.service import Service
-from vedette_events.framing import Counters
+from vedette_events.framing import BatchFlags, Counters
 
 
 def acknowledged(document: dict[str, list[dict[str, int]]]) -> list[tuple[int, int]]:
@@ -160,3 +161,85 @@ async def test_a_refused_batch_is_not_replayed(
         assert "rebuilt its history from 2 batches" in caplog.text
         # It stays readable.
         assert [e.sequence for e in iter_entries(settings.journal_dir)] == [1, 2, 3]
+
+
+async def beat(client: Client, **document: object) -> None:
+    body = {"node": "node-a", "boot_id": BOOT.hex(), **document}
+    async with client.session.post("http://d/v1/heartbeat", json=body) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(("gap_s", "too_long"), [(8, False), (31, True)])
+async def test_the_gap_between_two_agents_is_stated_with_its_length(
+    settings: Settings, gap_s: int, too_long: bool
+) -> None:
+    drained = SESSION + 40 * SECOND
+    new = drained + gap_s * SECOND
+    async with running(settings) as (_, client):
+        await beat(client, session=SESSION, drained_ns=drained, counters={"emitted": 3})
+        await client.post(batch(1))
+    async with running(settings) as (_, client):
+        # The new agent's heartbeat comes first, then what the old one left in the spool, then its own.
+        await beat(client, session=new, attached_ns=new, counters={"emitted": 0})
+        await client.post(batch(2), batch(1, session=new))
+        (node,) = (await client.get("/v1/status"))[1]["nodes"]
+        assert {k: node["gaps"][k] for k in ("count", "seconds", "longest_s", "too_long")} == {
+            "count": 1,
+            "seconds": float(gap_s),
+            "longest_s": float(gap_s),
+            "too_long": too_long,
+        }
+        assert node["losses"]["recent"]["ring_lost_events"] == 1
+        assert f'vedette_gap_seconds_total{{node="node-a"}} {gap_s}\n' in (await client.get("/metrics"))[1]
+        # Another boot is no gap.
+        await client.post(batch(1, session=new + 900 * SECOND, boot_id=bytes(16)))
+        (node,) = (await client.get("/v1/status"))[1]["nodes"]
+        assert node["gaps"]["count"] == 1
+        assert [n["kind"] for n in node["notes"]].count("NodeRestarted") == 1
+
+
+async def test_a_version_that_takes_over_leaves_no_gap(settings: Settings) -> None:
+    async with running(settings) as (_, client):
+        new = SESSION + 2 * SECOND
+        final = batch(2, flags=BatchFlags.FINAL, created_ns=SESSION + 3 * SECOND)
+        await client.post(batch(1), final, batch(1, session=new))
+        (node,) = (await client.get("/v1/status"))[1]["nodes"]
+        assert node["gaps"]["count"] == 0
+
+
+async def test_a_node_that_is_forgotten_leaves_its_sums_and_is_not_applied_twice(settings: Settings) -> None:
+    async with running(settings) as (service, client):
+        await beat(client, session=SESSION)
+        await client.post(batch(1), batch(2, counters=Counters(2, 0, 4)), batch(1, node="other"))
+        assert await service.forget("node-a") is True
+        assert await service.forget("node-a") is False
+        document = (await client.get("/v1/status"))[1]
+        assert [node["node"] for node in document["nodes"]] == ["other"]
+        assert (document["forgotten"]["sessions"], document["forgotten"]["dropped"]) == (1, 4)
+        assert [list(worker.nodes) for worker in await service.pool.status()] == [["other"]]
+    async with running(settings) as (service, client):
+        document = (await client.get("/v1/status"))[1]
+        assert ([node["node"] for node in document["nodes"]], document["forgotten"]["sessions"]) == (["other"], 1)
+        assert service.store.notes("node-a") == []
+        status, _ = await client.post(batch(2), batch(3))
+        assert status == 200
+        assert [f.count for f in service.store.list() if f.node == "node-a"] == [3]
+
+
+async def test_nodes_without_a_sign_are_forgotten_after_a_while(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(replace(settings, node_forget_s=100.0)) as (service, client):
+        await client.post(batch(1), batch(1, node="other"))
+        start = service.liveness.clock()
+        service.liveness.clock = lambda: start + 99.0
+        await beat(client)
+        service.liveness.clock = lambda: start + 150.0
+        await service._keep_house()
+        assert service.liveness.nodes == ["node-a", "other"]  # it has not run for long enough to know
+        monkeypatch.setattr(service_module, "FORGET_GRACE_S", 120.0)
+        await service._keep_house()
+        assert service.liveness.nodes == ["node-a"]
+        service.liveness.clock = lambda: start + 300.0
+        await service._keep_house()
+        assert service.liveness.nodes == []

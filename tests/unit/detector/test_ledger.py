@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.detector.detector_parts import BOOT, SECOND, SESSION, WALL_OFFSET
-from vedette_detector.ledger import Account, Note, NoteKind, enter
+from vedette_detector.ledger import Account, Note, NoteKind, Report, end, enter
 from vedette_events.framing import BatchFlags, BatchHeader, Counters
 
 
@@ -111,19 +111,93 @@ def test_counters_never_go_back_in_the_account() -> None:
     assert NoteKind.COUNTERS_WENT_BACK in kinds(notes)
 
 
-def test_time_without_an_agent_lies_between_the_last_batch_and_the_next_load() -> None:
-    before, _ = run(header(1), header(2))
-    session = SESSION + 60 * SECOND
-    _, notes = enter(None, header(1, session=session, created_ns=session + SECOND), 0, before)
+LATER = SESSION + 60 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("headers", "report", "from_s", "message"),
+    [
+        # The last batch from the ring is what is sure of an agent that was killed and sent no heartbeat.
+        ([header(1), header(2)], Report(), 2, "no agent watched for 58.000 s, the agent before was killed"),
+        # An idle node sends no batches; its heartbeats say that the ring was empty.
+        (
+            [header(1)],
+            Report(drained=SESSION + 50 * SECOND, emitted=10),
+            50,
+            "no agent watched for 10.000 s, the agent",
+        ),
+        # What the agent makes itself says nothing about the ring.
+        ([header(1), header(9, ring_to=900, count=0)], Report(), 1, "no agent watched for 59.000 s, the agent before"),
+        # An agent that ends says when the programs were detached; what it drained then is older.
+        (
+            [
+                header(1),
+                header(20),
+                header(21, 0, ring_to=2100, created_ns=SESSION + 15 * SECOND, flags=BatchFlags.FINAL),
+            ],
+            Report(drained=SESSION + 30 * SECOND),
+            15,
+            "no agent watched for 45.000 s",
+        ),
+    ],
+    ids=["killed", "idle", "own batches", "ended"],
+)
+def test_a_gap_lies_between_the_last_drain_and_the_next_load(
+    headers: list[BatchHeader], report: Report, from_s: int, message: str
+) -> None:
+    before, _ = run(*headers)
+    ended, _ = end(before, report, 0)
+    _, notes = enter(None, header(1, session=LATER, created_ns=LATER + SECOND), 0, ended)
     (note,) = [n for n in notes if n.kind is NoteKind.WITHOUT_AGENT]
-    assert note.message == "no agent watched for 58.000 s"
-    assert (note.from_ns, note.to_ns) == (WALL_OFFSET + SESSION + 2 * SECOND, WALL_OFFSET + session)
+    assert note.message.startswith(message)
+    assert (note.from_ns, note.to_ns) == (WALL_OFFSET + SESSION + from_s * SECOND, WALL_OFFSET + LATER)
 
 
-def test_a_session_loaded_before_the_last_batch_leaves_no_gap() -> None:
-    before, _ = run(header(1), header(9))
-    _, notes = enter(None, header(1, session=SESSION + 3 * SECOND), 0, before)
-    assert kinds(notes) == []
+def test_a_gap_ends_when_the_last_program_is_attached_and_no_clock_changes_its_length() -> None:
+    before, _ = run(header(2))
+    ended, _ = end(before, Report(), 0)
+    began = header(1, session=LATER, created_ns=LATER + SECOND, wall_offset_ns=WALL_OFFSET - 3600 * SECOND)
+    _, notes = enter(None, began, 0, ended, Report(attached=LATER + SECOND // 2))
+    (note,) = [n for n in notes if n.kind is NoteKind.WITHOUT_AGENT]
+    assert note.to_ns is not None
+    assert note.from_ns is not None
+    assert note.to_ns - note.from_ns == 58 * SECOND + SECOND // 2
+    # An attachment before the load, or after the batch, is none.
+    for attached in (LATER - 1, LATER + 2 * SECOND):
+        _, notes = enter(None, began, 0, ended, Report(attached=attached))
+        assert [n.to_ns for n in notes if n.kind is NoteKind.WITHOUT_AGENT] == [began.wall_offset_ns + LATER]
+
+
+def test_what_was_in_the_ring_of_a_killed_agent_is_lost() -> None:
+    before, _ = run(header(1, counters=Counters(emitted=12)))
+    ended, notes = end(before, Report(emitted=17), 0)
+    assert (ended.ring_lost_events, ended.outstanding, ended.balance) == (7, 0, "lost")
+    assert [(n.kind, n.events, n.message) for n in notes] == [
+        (NoteKind.RING_LOST, 7, "the agent was killed: 7 events in its ring are lost")
+    ]
+    # Ended once, it is not told again; and what comes after all was not lost.
+    again, notes = end(ended, Report(emitted=17), 0)
+    assert (again, notes) == (ended, [])
+    more, _ = enter(ended, header(2, 5, counters=Counters(emitted=17)), 0)
+    assert (more.ring_lost_events, more.outstanding, more.balance) == (2, 0, "lost")
+
+
+def test_an_agent_that_ended_in_order_has_lost_nothing_in_its_ring() -> None:
+    before, _ = run(header(1), header(2, 0, ring_to=200, counters=Counters(emitted=10), flags=BatchFlags.FINAL))
+    assert end(before, Report(emitted=10), 0) == (before, [])
+
+
+@pytest.mark.parametrize(
+    ("heartbeat", "report"),
+    [
+        ({}, Report()),
+        ({"drained_ns": 5, "attached_ns": None, "counters": {"emitted": 7}}, Report(5, 0, 7)),
+        ({"drained_ns": -1, "attached_ns": 2**63, "counters": {"emitted": True}}, Report()),
+        ({"drained_ns": "5", "attached_ns": 1.5, "counters": [1]}, Report()),
+    ],
+)
+def test_a_heartbeat_says_what_is_a_number(heartbeat: dict[str, object], report: Report) -> None:
+    assert Report.of(heartbeat) == report
 
 
 def test_a_new_boot_is_a_restart_of_the_node() -> None:

@@ -255,7 +255,7 @@ def test_a_database_of_a_newer_version_is_left_alone(url: str) -> None:
         connection.execute(sa.text("UPDATE settings SET value = '99' WHERE name = 'version'"))
     engine.dispose()
     for read_only in (False, True):
-        with pytest.raises(StoreVersionError, match="has version 99; this Vedette knows up to 2: upgrade it"):
+        with pytest.raises(StoreVersionError, match="has version 99; this Vedette knows up to 3: upgrade it"):
             Store(url, read_only=read_only)
 
 
@@ -268,8 +268,10 @@ def test_a_database_of_version_1_is_brought_up_to_date_with_what_is_in_it(url: s
         for table in ("ledger_folded", "ledger_totals", "refused_batches"):
             connection.execute(sa.text(f"DROP TABLE {table}"))
         connection.execute(sa.text("DROP INDEX ix_ledger_notes_at_ns"))
+        for column in ("drained", "ring_lost_events"):
+            connection.execute(sa.text(f"ALTER TABLE ledger DROP COLUMN {column}"))
         connection.execute(sa.text("UPDATE settings SET value = '1' WHERE name = 'version'"))
-    with pytest.raises(StoreError, match="has version 1, not 2: start the detector to bring it up to date"):
+    with pytest.raises(StoreError, match="has version 1, not 3: start the detector to bring it up to date"):
         Store(url, read_only=True)
     store = Store(url)
     assert store.applied() == {("node-a", BOOT, SESSION): 1}
@@ -355,6 +357,19 @@ def test_notes_of_losses_are_not_pushed_out_by_others(url: str, monkeypatch: pyt
     assert len(store.notes("b")) == 3
     store.retain(10, 1.0)
     assert len(store.notes("b")) == 2
+    store.close()
+
+
+def test_lengths_of_gaps_are_added_up(url: str) -> None:
+    store = Store(url)
+    gap = NoteKind.WITHOUT_AGENT
+    spans = [(10, 15), (20, 40), (None, 9), (-(2**63), 2**63 - 1)]
+    store.add_notes([Note(gap, "a", BOOT, n, n, "m", *span) for n, span in enumerate(spans)])
+    assert store.losses(0)["a"][gap].span_ns > 2**63
+    store.trim_notes(["a"])
+    with store.exclusive() as connection:
+        connection.execute(sa.text("DELETE FROM ledger_notes WHERE at_ns = 3"))
+    assert store.losses(0)["a"][gap] == Losses(3, 0, 0, 2, 25, 20)
     store.close()
 
 
