@@ -31,7 +31,7 @@ from vedette_cli.output import print_line
     help="Another DNS name or address of the detector, for agents in other clusters.",
 )
 @click.option(
-    "--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Life of the detector's certificate."
+    "--days", type=click.IntRange(1, 1825), default=365, show_default=True, help="Life of the detector's certificate."
 )
 @click.option("--renew", is_flag=True, help="Make a new certificate of the detector now; the authority stays.")
 @click.option(

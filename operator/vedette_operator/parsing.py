@@ -100,7 +100,7 @@ def _parse_value(kind: Any, value: Any, path: str, found: Any, problems: list[Pr
             wrong(f"expected a list, got {_kind_of(value)}")
             return ()
         return tuple(_parse_value(arguments[0], v, f"{path}[{i}]", found, problems) for i, v in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping):
+    if _is_map(origin):
         return _parse_map(arguments[1], value, path, found, problems)
     if kind is bool:
         if not isinstance(value, bool):
@@ -276,7 +276,7 @@ def assign(model: type, data: dict[str, Any], assignment: str) -> None:
             (kind,) = (a for a in typing.get_args(kind) if a is not type(None))
         rest = ".".join(parts[index + 1 :])
         origin = typing.get_origin(kind)
-        if rest and origin is not None and origin is not tuple and issubclass(origin, Mapping):
+        if rest and _is_map(origin):
             inner = _container(target, part, path)
             inner[rest] = text if typing.get_args(kind)[1] is str else load_yaml(text, path)
             return
@@ -286,6 +286,10 @@ def assign(model: type, data: dict[str, Any], assignment: str) -> None:
         if not dataclasses.is_dataclass(kind):
             raise ValuesError([Problem(path, f"{part} has no fields")])
         target = _container(target, part, path)
+
+
+def _is_map(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 def _container(target: dict[str, Any], part: str, path: str) -> dict[str, Any]:

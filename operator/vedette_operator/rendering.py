@@ -71,14 +71,9 @@ class Manifest:
         return str(self.content["metadata"]["name"])
 
 
-_AGENT = (
-    "agent-quota",
-    "agent-serviceaccount",
-    "ca-configmap",
-    "agent-daemonset",
-)
+_SHARED = ("namespace", "priority-quota", "networkpolicy-default")
+_AGENT = ("agent-serviceaccount", "ca-configmap", "agent-daemonset")
 _DETECTOR = (
-    "networkpolicy-default",
     "networkpolicy-detector",
     "detector-serviceaccount",
     "detector-clusterrole",
@@ -89,7 +84,7 @@ _DETECTOR = (
     "detector-poddisruptionbudget",
     "detector-statefulset",
 )
-ORDER = ("namespace", *_AGENT[:-1], *_DETECTOR, _AGENT[-1])
+ORDER = (*_SHARED, *_AGENT[:-1], *_DETECTOR, _AGENT[-1])
 """Templates in the order in which their objects are to be applied: what others refer to first, agents last."""
 
 
@@ -158,7 +153,7 @@ def _wanted(template: str, values: Values, tls: TlsMaterial) -> bool:
     external = values.detector.external
     if template == "namespace":
         return values.create_namespace
-    if template == "agent-quota":
+    if template == "priority-quota":
         return bool(_critical_classes(values))
     if template == "ca-configmap":
         return bool(tls.ca) and not (external and external.system_certificates)
@@ -198,7 +193,8 @@ def _context(values: Values, tls: TlsMaterial, observed: Mapping[str, str]) -> d
         "sources": list(values.network_policies.sources),
         "egress_ports": list(values.network_policies.egress_ports),
         "agent": {
-            "labels": {**_labels(values, "agent"), **agent.labels},
+            "labels": _labels(values, "agent"),
+            "workload_labels": {**_labels(values, "agent"), **agent.labels},
             "pod_labels": {**_pod_labels("agent"), **agent.labels},
             "selector": _selector("agent"),
             "annotations": {**values.annotations, **agent.annotations},
@@ -212,7 +208,8 @@ def _context(values: Values, tls: TlsMaterial, observed: Mapping[str, str]) -> d
             **_scheduling(agent),
         },
         "detector": {
-            "labels": {**_labels(values, "detector"), **detector.labels},
+            "labels": _labels(values, "detector"),
+            "workload_labels": {**_labels(values, "detector"), **detector.labels},
             "pod_labels": {**_pod_labels("detector"), **detector.labels},
             "selector": _selector("detector"),
             "annotations": {**values.annotations, **detector.annotations},
