@@ -2,13 +2,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup bpf lint format test unit live kernels images demo demo-host bench clean
+.PHONY: cluster cluster-down cluster-status cluster-kubeconfig help setup bpf lint format test unit live kernels images demo demo-host bench clean
 
 PYTHON := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE ?=
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing and build everything (Debian 12+, Ubuntu 24.04+)
 	@tools/bootstrap.sh
@@ -46,6 +46,19 @@ kernels: setup ## Load the programs into other kernels, 5.10 to the newest, in v
 images: setup ## Build the container images into build/images (docker, podman or buildah)
 	@tools/bootstrap.sh images
 	@$(PYTHON) -m tools.images $(ARGS)
+
+cluster: setup ## Bring up a real Kubernetes on this machine (root; the first time compiles it, ten minutes)
+	@tools/bootstrap.sh cluster
+	@$(PYTHON) -m tools.localcluster up $(ARGS)
+
+cluster-down: setup ## Take it down; nothing is left on the machine
+	@$(PYTHON) -m tools.localcluster down $(ARGS)
+
+cluster-status: setup ## What of it runs, and how much memory it takes
+	@$(PYTHON) -m tools.localcluster status $(ARGS)
+
+cluster-kubeconfig: setup ## The path of its kubeconfig: export KUBECONFIG=$$(make -s cluster-kubeconfig)
+	@$(PYTHON) -m tools.localcluster kubeconfig $(ARGS)
 
 demo: setup ## Start a Kubernetes here, install Vedette, attack from pods, see the findings, take all down (root)
 	@$(PYTHON) tools/demo/in_cluster.py $(ARGS)

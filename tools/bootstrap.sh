@@ -9,6 +9,7 @@
 #   tools/bootstrap.sh packages   only the system packages
 #   tools/bootstrap.sh python     only uv and the Python environment
 #   tools/bootstrap.sh bpf        only the BPF object (what is missing before it is made too)
+#   tools/bootstrap.sh cluster    the system packages of the local Kubernetes (make cluster); not part of "everything"
 #   tools/bootstrap.sh images     what builds container images: buildah, unless docker or podman is there
 #
 # Environment: UV (path of a uv to use), VEDETTE_NO_APT=1 (never install, only report).
@@ -38,6 +39,11 @@ packages_wanted() {
   echo runc mmdebstrap iproute2 util-linux libcap2-bin procps openssl perl strace gdb busybox-static postgresql
 }
 
+# What the local Kubernetes takes from the distribution; the rest of it is compiled (tools/localcluster).
+cluster_packages_wanted() {
+  echo gcc libc6-dev etcd-server containerd containernetworking-plugins runc iptables conntrack iproute2 util-linux buildah
+}
+
 installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
 
 # The distributions renamed some packages between releases; any of the alternatives will do.
@@ -47,6 +53,9 @@ satisfied() {
     runc) command -v runc >/dev/null ;;
     postgresql) compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null ;;
     clang) command -v clang >/dev/null ;;
+    containerd) command -v containerd >/dev/null ;;
+    etcd-server) command -v etcd >/dev/null ;;
+    buildah) command -v buildah >/dev/null || command -v docker >/dev/null || command -v podman >/dev/null ;;
     *) installed "$1" ;;
   esac
 }
@@ -103,6 +112,13 @@ ensure_image_builder() {
   if command -v buildah >/dev/null || command -v podman >/dev/null || docker info >/dev/null 2>&1; then return 0; fi
   command -v apt-get >/dev/null || die "none of docker, podman and buildah is there: install one of them."
   ensure buildah
+}
+
+ensure_cluster_packages() {
+  # On other distributions the program itself says what it misses.
+  command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || return 0
+  # shellcheck disable=SC2046
+  ensure $(cluster_packages_wanted)
 }
 
 python_good() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }

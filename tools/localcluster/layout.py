@@ -153,7 +153,7 @@ class Layout:
 
     @property
     def etcd(self) -> Path:
-        """etcd's data."""
+        """Where etcd keeps its data."""
         return self.root / "etcd"
 
     @property
