@@ -216,7 +216,9 @@ struct vd_mask {
 
 /* Numbers of masks and groups lie in `indexes`. The first group is the one that leads to the plan. */
 struct vd_plan { uint32_t masks_at, masks, groups_at, groups, answer, plain; };
-struct vd_group { uint32_t plans_at, plans, joined; };
+/* Literals that are too short to be searched everywhere are looked for only in rows that pass the rest of a plan. */
+struct vd_group { uint32_t plans_at, plans, joined, late_at, late; };
+struct vd_late { uint32_t tail, text_at, size; }; /* text: lower case */
 
 struct vd_sieve {
 	size_t row_size;
@@ -226,7 +228,9 @@ struct vd_sieve {
 	const uint32_t *literals; /* literal_count + 1: where the numbers of a literal's groups begin in `indexes` */
 	const uint32_t *indexes;
 	const uint8_t *values; /* uint64 */
-	uint32_t mask_count, plan_count, group_count, literal_count;
+	const struct vd_late *lates;
+	const uint8_t *text;
+	uint32_t mask_count, plan_count, group_count, literal_count, late_count;
 };
 
 struct vd_watched { const uint8_t *values; size_t count; }; /* sorted uint64 */
@@ -234,10 +238,11 @@ struct vd_found { const uint8_t *rows, *literals; size_t count; uint32_t first; 
 struct vd_keys { uint64_t *keys; size_t count, room; };
 
 /* Whether every number in the sieve lies where it should; nothing else checks that. */
-bool vd_sieve_check(const struct vd_sieve *sieve, size_t values_size, size_t index_count, size_t watched_count);
-/* answer << 32 | row for each plan that a row passes, sorted, each once. False: out of memory. The caller frees. */
+bool vd_sieve_check(const struct vd_sieve *sieve, size_t values_size, size_t index_count, size_t watched_count,
+		    size_t late_tails, size_t text_size);
+/* answer << 32 | row for each plan that a row passes, sorted, each once. late_heaps: one for each tail of a vd_late. False: out of memory. The caller frees. */
 bool vd_sieve_select(const struct vd_sieve *sieve, const uint8_t *rows, size_t count, const struct vd_watched *watched,
-		     const struct vd_found *tails, size_t tail_count, struct vd_keys *out);
+		     const struct vd_found *tails, size_t tail_count, const struct vd_heap *late_heaps, struct vd_keys *out);
 
 /* What an exec's path and argument vector (strings each ended by NUL) say when it is a shell: whether it was given a
  * command or a script, options and their values left out; whether its second string is -c with something behind it;

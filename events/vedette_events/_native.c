@@ -459,34 +459,42 @@ typedef struct {
 	PyObject_HEAD
 	struct vd_sieve sieve;
 	PyObject *parts; /* tuple of the bytes that the sieve points into */
-	Py_ssize_t watched;
+	Py_ssize_t watched, late_tails;
 } Sieve;
+
+enum { PARTS = 8 };
 
 static PyObject *sieve_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-	static char *names[] = {"row_size", "watched", "masks", "plans", "groups", "literals", "indexes", "values", NULL};
-	Py_ssize_t row_size, watched;
-	PyObject *parts[6];
-	if (!PyArg_ParseTupleAndKeywords(args, keywords, "nnSSSSSS:Sieve", names, &row_size, &watched, &parts[0], &parts[1],
-					 &parts[2], &parts[3], &parts[4], &parts[5]))
+	static char *names[] = {"row_size", "watched", "late_tails", "masks", "plans", "groups",
+				"literals", "indexes", "values", "lates", "text", NULL};
+	Py_ssize_t row_size, watched, late_tails;
+	PyObject *parts[PARTS];
+	if (!PyArg_ParseTupleAndKeywords(args, keywords, "nnnSSSSSSSS:Sieve", names, &row_size, &watched, &late_tails,
+					 &parts[0], &parts[1], &parts[2], &parts[3], &parts[4], &parts[5], &parts[6],
+					 &parts[7]))
 		return NULL;
-	static const size_t sizes[] = {sizeof(struct vd_mask), sizeof(struct vd_plan), sizeof(struct vd_group), 4, 4, 8};
-	size_t counts[6];
-	for (int i = 0; i < 6; i++) {
+	static const size_t sizes[PARTS] = {
+		sizeof(struct vd_mask), sizeof(struct vd_plan), sizeof(struct vd_group), 4, 4, 8, sizeof(struct vd_late), 1};
+	size_t counts[PARTS];
+	for (int i = 0; i < PARTS; i++) {
 		size_t size = (size_t)PyBytes_GET_SIZE(parts[i]);
 		if (!check_size((Py_ssize_t)size))
 			return NULL;
 		counts[i] = size / sizes[i];
 		if (size % sizes[i])
-			return PyErr_Format(PyExc_ValueError, "%s: %zu bytes are no multiple of %zu", names[i + 2], size, sizes[i]);
+			return PyErr_Format(PyExc_ValueError, "%s: %zu bytes are no multiple of %zu", names[i + 3], size, sizes[i]);
 	}
-	if (row_size < 1 || row_size > 65535 || watched < 0 || counts[3] < 1)
-		return PyErr_Format(PyExc_ValueError, "row_size, watched or literals out of bounds");
+	if (row_size < 1 || row_size > 65535 || watched < 0 || late_tails < 0 || late_tails > VD_MAX_TAILS || !counts[3])
+		return PyErr_Format(PyExc_ValueError, "row_size, watched, late_tails or literals out of bounds");
 	Sieve *self = (Sieve *)type->tp_alloc(type, 0);
 	if (!self)
 		return NULL;
 	self->watched = watched;
-	self->parts = PyTuple_Pack(6, parts[0], parts[1], parts[2], parts[3], parts[4], parts[5]);
+	self->late_tails = late_tails;
+	self->parts = PyTuple_New(PARTS);
+	for (int i = 0; self->parts && i < PARTS; i++)
+		PyTuple_SET_ITEM(self->parts, i, Py_NewRef(parts[i]));
 	self->sieve = (struct vd_sieve){
 		.row_size = (size_t)row_size,
 		.masks = (const struct vd_mask *)PyBytes_AS_STRING(parts[0]),
@@ -495,12 +503,15 @@ static PyObject *sieve_new(PyTypeObject *type, PyObject *args, PyObject *keyword
 		.literals = (const uint32_t *)PyBytes_AS_STRING(parts[3]),
 		.indexes = (const uint32_t *)PyBytes_AS_STRING(parts[4]),
 		.values = (const uint8_t *)PyBytes_AS_STRING(parts[5]),
+		.lates = (const struct vd_late *)PyBytes_AS_STRING(parts[6]),
+		.text = (const uint8_t *)PyBytes_AS_STRING(parts[7]),
 		.mask_count = (uint32_t)counts[0],
 		.plan_count = (uint32_t)counts[1],
 		.group_count = (uint32_t)counts[2],
 		.literal_count = (uint32_t)counts[3] - 1,
+		.late_count = (uint32_t)counts[6],
 	};
-	if (self->parts && !vd_sieve_check(&self->sieve, 8 * counts[5], counts[4], (size_t)watched))
+	if (self->parts && !vd_sieve_check(&self->sieve, 8 * counts[5], counts[4], (size_t)watched, (size_t)late_tails, counts[7]))
 		PyErr_SetString(PyExc_ValueError, "the sieve's parts do not fit each other");
 	if (PyErr_Occurred())
 		Py_CLEAR(self);
@@ -538,8 +549,11 @@ static PyObject *sieve_select(PyObject *object, PyObject *args)
 {
 	Sieve *self = (Sieve *)object;
 	Py_buffer rows;
-	PyObject *given, *sets, *result = NULL;
-	if (!PyArg_ParseTuple(args, "y*O!O!:select", &rows, &PyTuple_Type, &sets, &PyTuple_Type, &given))
+	PyObject *given, *sets, *late, *result = NULL;
+	Py_buffer late_offsets[VD_MAX_TAILS];
+	Py_ssize_t opened = 0;
+	struct vd_heap late_heaps[VD_MAX_TAILS];
+	if (!PyArg_ParseTuple(args, "y*O!O!O!:select", &rows, &PyTuple_Type, &sets, &PyTuple_Type, &given, &PyTuple_Type, &late))
 		return NULL;
 	Py_ssize_t tails = PyTuple_GET_SIZE(given);
 	struct vd_found *found = PyMem_Calloc((size_t)tails + 1, sizeof(*found));
@@ -551,7 +565,8 @@ static PyObject *sieve_select(PyObject *object, PyObject *args)
 	}
 	if (!check_size(rows.len))
 		goto done;
-	if ((size_t)rows.len % self->sieve.row_size || PyTuple_GET_SIZE(sets) != self->watched) {
+	if ((size_t)rows.len % self->sieve.row_size || PyTuple_GET_SIZE(sets) != self->watched ||
+	    PyTuple_GET_SIZE(late) != self->late_tails) {
 		PyErr_SetString(PyExc_ValueError, "rows or watched values of another sieve");
 		goto done;
 	}
@@ -578,14 +593,25 @@ static PyObject *sieve_select(PyObject *object, PyObject *args)
 					     .count = size / 4,
 					     .first = first};
 	}
+	for (; opened < self->late_tails; opened++) {
+		PyObject *data;
+		if (!PyArg_ParseTuple(PyTuple_GET_ITEM(late, opened), "Sy*", &data, &late_offsets[opened]))
+			goto done;
+		if (!open_heap(data, &late_offsets[opened], &late_heaps[opened])) {
+			opened++;
+			goto done;
+		}
+	}
 	struct vd_keys keys;
 	bool good;
 	Py_BEGIN_ALLOW_THREADS
-	good = vd_sieve_select(&self->sieve, rows.buf, count, watched, found, (size_t)tails, &keys);
+	good = vd_sieve_select(&self->sieve, rows.buf, count, watched, found, (size_t)tails, late_heaps, &keys);
 	Py_END_ALLOW_THREADS
 	result = good ? rows_by_answer(&keys) : PyErr_NoMemory();
 	free(keys.keys);
 done:
+	while (opened > 0)
+		PyBuffer_Release(&late_offsets[--opened]);
 	PyMem_Free(found);
 	PyMem_Free(watched);
 	PyBuffer_Release(&rows);
@@ -593,7 +619,7 @@ done:
 }
 
 static PyMethodDef sieve_methods[] = {
-	{"select", sieve_select, METH_VARARGS, "select(rows, watched, found) -> {answer: rows}"},
+	{"select", sieve_select, METH_VARARGS, "select(rows, watched, found, late) -> {answer: rows}"},
 	{NULL, NULL, 0, NULL},
 };
 

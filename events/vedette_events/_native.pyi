@@ -118,12 +118,15 @@ class Sieve:
     Args:
         row_size: bytes of a row.
         watched: how many sets of values change from call to call.
+        late_tails: in how many tails literals are looked for that are too short to be searched everywhere.
         masks: ``struct vd_mask``.
         plans: ``struct vd_plan``.
         groups: ``struct vd_group``.
         literals: uint32: where each literal's groups begin in ``indexes``, and where the last one's end.
         indexes: uint32: numbers of masks, groups and plans.
         values: uint64: sets and networks.
+        lates: ``struct vd_late``.
+        text: the short literals, lower case.
 
     Raises:
         ValueError: the parts do not fit each other.
@@ -133,15 +136,23 @@ class Sieve:
         cls,
         row_size: int,
         watched: int,
+        late_tails: int,
         masks: bytes,
         plans: bytes,
         groups: bytes,
         literals: bytes,
         indexes: bytes,
         values: bytes,
+        lates: bytes,
+        text: bytes,
     ) -> Sieve: ...
     def select(
-        self, rows: _Array, watched: tuple[bytes | None, ...], found: tuple[tuple[bytes, bytes, int], ...], /
+        self,
+        rows: _Array,
+        watched: tuple[bytes | None, ...],
+        found: tuple[tuple[bytes, bytes, int], ...],
+        late: tuple[tuple[bytes, _Array], ...],
+        /,
     ) -> dict[int, bytes]:
         """Rows (uint32, ascending) by the plans' answers; answers without rows are left out.
 
@@ -149,6 +160,7 @@ class Sieve:
             rows: the rows.
             watched: the sets that change, uint64 ascending.
             found: for each tail that was searched: what `Matcher.search` gave, and the number of its first literal.
+            late: heap and offsets of each tail for short literals.
         """
 
 @final

@@ -175,11 +175,47 @@ static bool select_plain(const struct vd_sieve *sieve, const uint8_t *rows, size
 	return good;
 }
 
-static bool has_groups(const struct vd_sieve *sieve, const struct vd_plan *plan, const struct vd_keys *found, uint32_t row)
+/* Whether a literal occurs in a tail, as vd_matcher_search would tell: the NUL before and behind the tail included. */
+static bool occurs(const uint8_t *literal, uint32_t size, const struct vd_heap *heap, uint32_t row)
+{
+	const uint8_t *p;
+	size_t n;
+	if (row >= heap->rows || !vd_heap_tail(heap, row, &p, &n) || p == heap->data)
+		return false;
+	for (const uint8_t *end = p + n + 1 - size, *at = p - 1; at <= end; at++) {
+		uint32_t i = 0;
+		for (; i < size; i++) {
+			uint8_t c = at[i];
+			if ((c >= 'A' && c <= 'Z' ? c | 0x20 : c) != literal[i] && !(literal[i] == ' ' && !c))
+				break;
+		}
+		if (i == size)
+			return true;
+	}
+	return false;
+}
+
+static bool occurs_late(const struct vd_sieve *sieve, const struct vd_group *group, const struct vd_heap *heaps, uint32_t row)
+{
+	for (uint32_t i = 0; i < group->late; i++) {
+		const struct vd_late *late = &sieve->lates[group->late_at + i];
+		if (occurs(sieve->text + late->text_at, late->size, &heaps[late->tail], row))
+			return true;
+	}
+	return false;
+}
+
+static bool has_groups(const struct vd_sieve *sieve, const struct vd_plan *plan, const struct vd_keys *found,
+		       const struct vd_heap *late_heaps, uint32_t row)
 {
 	for (uint32_t i = 1; i < plan->groups; i++) {
-		uint64_t key = (uint64_t)sieve->indexes[plan->groups_at + i] << 32 | row;
-		if (!found->count || !bsearch(&key, found->keys, found->count, sizeof(key), compare_keys))
+		uint32_t number = sieve->indexes[plan->groups_at + i];
+		uint64_t key = (uint64_t)number << 32 | row;
+		const struct vd_group *group = &sieve->groups[number];
+		if (group->late) {
+			if (!occurs_late(sieve, group, late_heaps, row))
+				return false;
+		} else if (!found->count || !bsearch(&key, found->keys, found->count, sizeof(key), compare_keys))
 			return false;
 	}
 	return true;
@@ -205,7 +241,7 @@ static bool enter_group(const struct vd_sieve *sieve, uint32_t group, uint32_t r
 }
 
 bool vd_sieve_select(const struct vd_sieve *sieve, const uint8_t *rows, size_t count, const struct vd_watched *watched,
-		     const struct vd_found *tails, size_t tail_count, struct vd_keys *out)
+		     const struct vd_found *tails, size_t tail_count, const struct vd_heap *late_heaps, struct vd_keys *out)
 {
 	struct vd_keys found = {0}, waiting = {0};
 	memset(out, 0, sizeof(*out));
@@ -225,7 +261,7 @@ bool vd_sieve_select(const struct vd_sieve *sieve, const uint8_t *rows, size_t c
 	sort_unique(&waiting);
 	for (size_t i = 0; i < waiting.count && good; i++) {
 		uint32_t number = (uint32_t)(waiting.keys[i] >> 32), row = (uint32_t)waiting.keys[i];
-		if (has_groups(sieve, &sieve->plans[number], &found, row))
+		if (has_groups(sieve, &sieve->plans[number], &found, late_heaps, row))
 			good = push(out, number, row);
 	}
 	/* Several plans belong to one unit: in the answer a row is there once for each unit. */
@@ -237,7 +273,8 @@ bool vd_sieve_select(const struct vd_sieve *sieve, const uint8_t *rows, size_t c
 	return good;
 }
 
-bool vd_sieve_check(const struct vd_sieve *sieve, size_t values_size, size_t index_count, size_t watched_count)
+bool vd_sieve_check(const struct vd_sieve *sieve, size_t values_size, size_t index_count, size_t watched_count,
+		    size_t late_tails, size_t text_size)
 {
 	for (uint32_t m = 0; m < sieve->mask_count; m++) {
 		const struct vd_mask *mask = &sieve->masks[m];
@@ -261,10 +298,19 @@ bool vd_sieve_check(const struct vd_sieve *sieve, size_t values_size, size_t ind
 		for (uint32_t i = 0; i < plan->masks; i++)
 			if (sieve->indexes[plan->masks_at + i] >= sieve->mask_count)
 				return false;
+		for (uint32_t i = 0; i < plan->groups; i++)
+			if (sieve->indexes[plan->groups_at + i] >= sieve->group_count)
+				return false;
+	}
+	for (uint32_t l = 0; l < sieve->late_count; l++) {
+		const struct vd_late *late = &sieve->lates[l];
+		if (late->tail >= late_tails || !late->size || (size_t)late->text_at + late->size > text_size)
+			return false;
 	}
 	for (uint32_t g = 0; g < sieve->group_count; g++) {
 		const struct vd_group *group = &sieve->groups[g];
-		if ((size_t)group->plans_at + group->plans > index_count)
+		if ((size_t)group->plans_at + group->plans > index_count ||
+		    (size_t)group->late_at + group->late > sieve->late_count)
 			return false;
 		for (uint32_t i = 0; i < group->plans; i++)
 			if (sieve->indexes[group->plans_at + i] >= sieve->plan_count)

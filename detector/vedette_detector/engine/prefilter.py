@@ -27,10 +27,14 @@ _LOOKUP_FROM = 8
 """From so many selectors that rest on equality of one field, the field is looked up in one table for all of them."""
 _OPS = ("eq", "ne", "lt", "le", "gt", "ge", "any_bits", "all_bits", "no_bits", "in_", "not_in", "net")
 """In the order of ``enum vd_mask_op`` (``_core.h``), which goes on with these:"""
+_SHORT = 4
+"""Literals with fewer bytes cost a pass over the heap of their own, so a group with such a one is looked for only in
+rows that another group of the selector has led to."""
 _WATCHED, _ALWAYS, _NEVER = range(len(_OPS), len(_OPS) + 3)
 _MASK = struct.Struct("<HBBIIIQ")
 _PLAN = struct.Struct("<6I")
-_GROUP = struct.Struct("<3I")
+_GROUP = struct.Struct("<5I")
+_LATE = struct.Struct("<3I")
 _NETWORK = struct.Struct("<I4I4I4x")
 
 
@@ -154,8 +158,10 @@ class _Packer:
         self._masks: dict[Mask, int] = {}
         self._packed_masks: list[bytes] = []
         self._values: list[int] = []
-        self._networks: list[bytes] = []
         self._indexes: list[int] = []
+        self._lates: list[bytes] = []
+        self._text = bytearray()
+        self.late_tails: list[str] = []
         self.watched: list[Mask] = []
 
     def mask(self, mask: Mask) -> int:
@@ -207,17 +213,31 @@ class _Packer:
             value &= int(greatest)
         return _MASK.pack(*head, _OPS.index(mask.op), 0, 0, value & _ALL_ONES)
 
+    def late(self, tails: tuple[str, ...], literals: Iterable[bytes]) -> tuple[int, int]:
+        """Enter a group of short literals; where it lies, and how many entries it has."""
+        start = len(self._lates)
+        for tail in tails:
+            if tail not in self.late_tails:
+                self.late_tails.append(tail)
+            for literal in sorted(literals):
+                self._lates.append(_LATE.pack(self.late_tails.index(tail), len(self._text), len(literal)))
+                self._text += literal
+        return start, len(self._lates) - start
+
     def sieve(self, plans: list[bytes], groups: list[bytes], literals: list[int]) -> _native.Sieve:
         """The sieve of everything packed."""
         return _native.Sieve(
             self._dtype.itemsize,
             len(self.watched),
+            len(self.late_tails),
             b"".join(self._packed_masks),
             b"".join(plans),
             b"".join(groups),
             np.array(literals, dtype=np.uint32).tobytes(),
             np.array(self._indexes, dtype=np.uint32).tobytes(),
             np.array(self._values, dtype=np.uint64).tobytes(),
+            b"".join(self._lates),
+            bytes(self._text),
         )
 
 
@@ -270,8 +290,13 @@ class _TypePlan:
                 self.plain.append(plan)
         self.lookups: list[_ValueLookup | _NetworkLookup] = []
         self._move_to_lookups()
-        self.literals = {tail: sorted(of) for tail, of in members.items()}
-        self._make_sieve(name, members, len(groups))
+        anchors = {plan.groups[0] for plan in self.grouped}
+        late = {n: group for n, group in enumerate(groups) if n not in anchors and shortest[n] < _SHORT}
+        self.literals = {
+            tail: sorted(literal for literal, of in found.items() if of - late.keys())
+            for tail, found in members.items()
+        }
+        self._make_sieve(name, members, len(groups), late)
 
     def _move_to_lookups(self) -> None:
         """Selectors without literals that share a field go into one table, each by its rarest equality."""
@@ -289,7 +314,13 @@ class _TypePlan:
             self.plain = [plan for plan in self.plain if id(plan) not in moved]
             self.lookups.append(_NetworkLookup(field, found) if is_network else _ValueLookup(field, found))
 
-    def _make_sieve(self, name: str, members: dict[str, dict[bytes, set[int]]], group_count: int) -> None:
+    def _make_sieve(
+        self,
+        name: str,
+        members: dict[str, dict[bytes, set[int]]],
+        group_count: int,
+        late: dict[int, tuple[tuple[str, ...], frozenset[bytes]]],
+    ) -> None:
         packer = _Packer(name)
         packed: list[bytes] = []
         self._threatened: dict[int, _Plan] = {}
@@ -305,16 +336,20 @@ class _TypePlan:
         groups = []
         for group in range(group_count):
             of = [len(self.plain) + n for n, plan in enumerate(self.grouped) if plan.groups[0] == group]
-            groups.append(_GROUP.pack(*packer.indexes(of), group in joined))
+            place = packer.late(*late[group]) if group in late else (0, 0)
+            groups.append(_GROUP.pack(*packer.indexes(of), group in joined and group not in late, *place))
         # The groups of each literal, the literals of one tail behind those of another.
         self._searches: list[tuple[str, _native.Matcher, int]] = []
         literals: list[int] = []
         for tail, found in self.literals.items():
+            if not found:
+                continue
             self._searches.append((tail, _native.Matcher(found), len(literals)))
-            literals += [packer.indexes(sorted(members[tail][literal]))[0] for literal in found]
+            literals += [packer.indexes(sorted(members[tail][literal] - late.keys()))[0] for literal in found]
         literals.append(packer.indexes(())[0])
         self._sieve = packer.sieve(packed, groups, literals) if packed else None
         self._watched = packer.watched
+        self._late_tails = packer.late_tails
 
     def select(self, name: str, segment: Segment, threats: ThreatLists) -> dict[int, Array]:
         """Rows to confirm, ascending, by unit."""
@@ -328,7 +363,9 @@ class _TypePlan:
                     if rows:
                         found.append((rows, literals, first))
             watched = tuple([mask.watched() for mask in self._watched])
-            selected = self._sieve.select(segment.rows, watched, tuple(found))
+            heaps = [segment.tails[tail] for tail in self._late_tails]
+            late = tuple([(heap.data, heap.raw_offsets) for heap in heaps])
+            selected = self._sieve.select(segment.rows, watched, tuple(found), late)
             out = {answer: np.frombuffer(rows, dtype=np.uint32) for answer, rows in selected.items()}
         if not (self.lookups or self.threats or self._threatened):
             return out
