@@ -5,9 +5,13 @@ is kept open. `judge` decides what an answer means; it is pure. What it decides:
 
     200             the batches named leave the spool; new filters are handed over
     400             that batch can never be accepted: it is given up and counted, the others go on
-    401, 403        kept; tried again slowly (the token file is read again when it changes)
+    401, 403        kept; tried again slowly, and at once when a heartbeat is taken again
     413             fewer batches per request; a single one that is still too large is given up and counted
     429, 503, 5xx   kept; tried again after Retry-After or a growing, random time; connection errors alike
+
+Token and certificate authority are files that are replaced while the agent runs (projected tokens after 80 % of their
+life, a ConfigMap when the authority is renewed). Both are looked at before each request; a request that a token just
+expired for is sent again at once with the new one.
 """
 
 from __future__ import annotations
@@ -50,7 +54,10 @@ BACKOFF_LAST_LOCAL_S = 2.0
 BACKOFF_UNAUTHORISED_S = 30.0
 RETRY_AFTER_MAX_S = 300.0
 _MAX_ANSWER = 8 << 20
+_MAX_FILE = 1 << 20
 _REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,63}\Z")
+_TOKEN = re.compile(rb"[A-Za-z0-9._~+/=-]+\Z")
+"""The characters of a bearer token (RFC 6750 §2.1). Anything else would break the header, and be quoted in an error."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +120,29 @@ class _WatchedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.content = b""
         self._seen: tuple[int, int, int] | None = None
 
-    def changed(self) -> bool:
-        """Whether the file is another one than at the last call; True at the first."""
+    def forget(self) -> None:
+        """Take the file for another one at the next call."""
+        self._seen = None
+
+    def renew(self) -> bool:
+        """Read the file if it is another one than at the last call; whether it says something else than before.
+
+        Raises:
+            OSError: it cannot be read; it is tried again at the next call.
+        """
         info = os.stat(self.path)
         seen = (info.st_ino, info.st_mtime_ns, info.st_size)
         if seen == self._seen:
             return False
-        self._seen = seen
-        return True
+        with self.path.open("rb") as file:
+            content = file.read(_MAX_FILE)
+        first, self._seen = self._seen is None, seen
+        changed = first or content != self.content
+        self.content = content
+        return changed
 
 
 class Client:
@@ -131,48 +151,86 @@ class Client:
     Args:
         endpoint: where to.
         token_file: bearer token, read again whenever the file changes.
-        ca_file: certificates to trust in place of the system's, read again whenever the file changes.
+        ca_file: certificates to trust in place of the system's, read again whenever the file changes. A file that no
+            longer holds any leaves those in force that it held before.
+
+    Attributes:
+        problem: what is wrong although requests go on, for the log; empty: nothing.
     """
 
     def __init__(self, endpoint: Endpoint, token_file: Path | None = None, ca_file: Path | None = None) -> None:
         self._endpoint = endpoint
         self._token_file = _WatchedFile(token_file) if token_file else None
         self._ca_file = _WatchedFile(ca_file) if ca_file else None
-        self._token = ""
         self._tls: ssl.SSLContext | None = None
         self._connection: http.client.HTTPConnection | None = None
+        self.problem = ""
 
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Send one request.
 
-        A kept-open connection that turns out to be closed is opened again once; batches are numbered, so a request
-        that arrives twice does no harm.
+        A kept-open connection that turns out to be closed is opened again once, and a token that was replaced while it
+        was on its way is replaced in the request; batches are numbered, so a request that arrives twice does no harm.
 
         Raises:
             TransportError: no connection, no answer in time, or no HTTP.
         """
         sent = dict(headers)
         sent["User-Agent"] = f"vedette-agent/{__version__}"
+        self._renew()
+        self._authorise(sent)
+        answer = self._post(path, body, sent)
+        if answer.status == 401 and self._renew():
+            self._authorise(sent)
+            answer = self._post(path, body, sent)
+        return answer
+
+    def _renew(self) -> bool:
+        """Look at the files; returns whether there is another token."""
         try:
-            if self._token_file is not None:
-                if self._token_file.changed():
-                    self._token = self._token_file.path.read_text("ascii").strip()
-                sent["Authorization"] = f"Bearer {self._token}"
-            if self._ca_file is not None and self._ca_file.changed():
-                self._tls = None
-                self.close()
-        except (OSError, UnicodeDecodeError) as error:
+            if self._ca_file is not None and self._ca_file.renew():
+                self._trust(self._ca_file)
+            return self._token_file is not None and self._token_file.renew()
+        except OSError as error:
             raise TransportError(f"cannot read the token or CA file: {error}") from error
+
+    def _authorise(self, headers: dict[str, str]) -> None:
+        if self._token_file is None:
+            return
+        token = self._token_file.content.strip()
+        if not _TOKEN.match(token):
+            raise TransportError(f"{self._token_file.path} holds no token")
+        headers["Authorization"] = f"Bearer {token.decode('ascii')}"
+
+    def _trust(self, ca_file: _WatchedFile) -> None:
+        """Trust what the file holds now, from the next connection on, which is opened at once."""
+        if self._endpoint.path:
+            return
+        import ssl
+
+        try:
+            # From memory: the file may be replaced again before it is read a second time.
+            made = ssl.create_default_context(cadata=ca_file.content.decode("ascii", "ignore"))
+            if not made.cert_store_stats()["x509"]:
+                raise ValueError("no certificate in it")
+        except (ssl.SSLError, ValueError) as error:
+            self.problem = f"CA file {ca_file.path}: {error}"
+            if self._tls is None:
+                ca_file.forget()
+                raise TransportError(self.problem) from error
+            return
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._tls, self.problem = made, ""
+        self.close()
+
+    def _post(self, path: str, body: bytes, sent: Mapping[str, str]) -> Answer:
         reused = self._connection is not None
         try:
             return self._exchange(path, body, sent)
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
-            self.close()
-            if not reused:
-                raise TransportError(f"{self._endpoint}: {error}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            raise TransportError(f"{self._endpoint}: {_describe(error)}") from error
+            if not reused or not _closed_by_peer(error):
+                raise TransportError(f"{self._endpoint}: {_describe(error)}") from error
         try:
             return self._exchange(path, body, sent)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -205,14 +263,26 @@ class Client:
         if self._tls is None:
             import ssl  # 4 MB that an agent on a unix socket does without
 
-            self._tls = ssl.create_default_context(cafile=str(self._ca_file.path) if self._ca_file else None)
+            self._tls = ssl.create_default_context()
             self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
         return http.client.HTTPSConnection(
             self._endpoint.host, self._endpoint.port, timeout=CONNECT_TIMEOUT_S, context=self._tls
         )
 
 
+def _closed_by_peer(error: BaseException) -> bool:
+    """Whether the other side has ended the connection, as one does that is restarted or that was idle for long."""
+    if isinstance(error, (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)):
+        return True
+    # Over TLS the same may come as one of these, which are only there when `ssl` is.
+    return type(error).__name__ in ("SSLEOFError", "SSLZeroReturnError", "SSLSyscallError")
+
+
 def _describe(error: BaseException) -> str:
+    # ssl.SSLCertVerificationError: its text names OpenSSL's source line, its `verify_message` the reason.
+    reason = getattr(error, "verify_message", "")
+    if reason:
+        return f"certificate verify failed, the detector is not trusted: {reason}"
     return str(error) or type(error).__name__
 
 
@@ -339,6 +409,10 @@ class Backoff:
 class Poster(Protocol):
     """What the sender needs of `Client`."""
 
+    @property
+    def problem(self) -> str:
+        """What is wrong although requests go on; empty: nothing."""
+
     def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
         """Send one request."""
 
@@ -386,6 +460,7 @@ class Sender(threading.Thread):
         self._backoff = Backoff(last_s=backoff_last_s)
         self._stopping = threading.Event()
         self._deadline = float("inf")
+        self._unauthorised = False
         self.healthy = False
         """Whether the last request was answered as it should be."""
         self.acknowledged = 0
@@ -446,10 +521,22 @@ class Sender(threading.Thread):
     def _send_heartbeat(self) -> float:
         body = json.dumps(self._heartbeat()).encode()
         answer = self._client.post("/v1/heartbeat", body, self._headers("application/json"))
+        self._tell_problem()
         if answer.status != 200:
             self.healthy = False
-            self._log.repeated("warning", "the detector does not take the heartbeat", status=answer.status)
+            judgement = judge(answer, (), time.time())
+            self._log.repeated(
+                "warning",
+                "the detector does not take the heartbeat",
+                status=answer.status,
+                reason=judgement.reason,
+                why=judgement.message,
+            )
             return 0.0
+        if self._unauthorised:
+            # Whatever was wrong with the token is put right: the batches need not wait for their turn.
+            self._unauthorised = False
+            self._next_batches = 0.0
         filters = _document(answer).get("filters")
         if isinstance(filters, dict):
             self._on_filters(filters)
@@ -461,6 +548,8 @@ class Sender(threading.Thread):
             return 0.0
         answer = self._client.post("/v1/batches", chunk.body, self._headers("application/x-vedette-batches"))
         judgement = judge(answer, chunk.refs, time.time())
+        self._tell_problem()
+        self._unauthorised = judgement.verdict is Verdict.UNAUTHORISED
         if judgement.filters is not None:
             self._on_filters(judgement.filters)
         if judgement.settled:
@@ -485,7 +574,13 @@ class Sender(threading.Thread):
             return 0.0
         self.healthy = False
         if judgement.verdict is Verdict.UNAUTHORISED:
-            self._log.repeated("error", "the detector does not accept the token", status=answer.status)
+            self._log.repeated(
+                "error",
+                "the detector does not accept the token",
+                status=answer.status,
+                reason=judgement.reason,
+                why=judgement.message,
+            )
             return self._backoff.next(
                 max(judgement.delay_s, BACKOFF_UNAUTHORISED_S * (0.5 + 0.5 * self._backoff.random()))
             )
@@ -493,6 +588,10 @@ class Sender(threading.Thread):
             "warning", "the detector asks to wait", status=answer.status, reason=judgement.reason, why=judgement.message
         )
         return self._backoff.next(judgement.delay_s)
+
+    def _tell_problem(self) -> None:
+        if self._client.problem:
+            self._log.repeated("error", "the old certificates stay trusted", problem=self._client.problem)
 
     def _headers(self, content_type: str) -> dict[str, str]:
         return {"Content-Type": content_type, "X-Vedette-Filters": self._filters_version()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from vedette_detector.store import Losses, Store
 
 KEPT_S = 5.0
 """A judgement of all nodes is used again for so long: metrics and operator may ask as often as they like."""
+PATIENCE_S = 1.0
+"""Time after which metrics are rendered from the last judgement: a database that hangs must not hold them up."""
 SERIES = 5000
 """Nodes with a metric of their own."""
 _NOT_SHOWN = ("node", "batches", "first_at_ns", "last_at_ns")
@@ -57,6 +60,7 @@ class CoverageReport:
         self._cluster = cluster
         self._watched = watched
         self._clock = clock
+        self._judging: asyncio.Task[tuple[list[Judgement], dict[str, NodeFacts]]] | None = None
         self._judged: tuple[float, list[Judgement], dict[str, NodeFacts]] | None = None
 
     async def _judge(self, *, anew: bool) -> tuple[list[Judgement], dict[str, NodeFacts]]:
@@ -146,7 +150,13 @@ class CoverageReport:
 
     async def metrics(self) -> str:
         """Prometheus text."""
-        judged, _ = await self._judge(anew=False)
+        if self._judging is None or self._judging.done():
+            self._judging = asyncio.create_task(self._judge(anew=False), name="coverage")
+        await asyncio.wait([self._judging], timeout=PATIENCE_S)
+        if self._judging.done() and not self._judging.cancelled() and self._judging.exception() is None:
+            judged, _ = self._judging.result()
+        else:
+            judged = self._judged[1] if self._judged is not None else []
         present = [j for j in judged if not j.gone]
         counts = summary(judged)
         return "".join(

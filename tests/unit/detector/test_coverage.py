@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.detector.detector_parts import BOOT, SESSION, batch, running
+from vedette_detector import coverage_report
 from vedette_detector.config import Settings
 from vedette_detector.coverage import Judgement, Lost, NodeFacts, Reason, hooks_of, judge, summary
 from vedette_events.framing import Counters
@@ -174,6 +177,23 @@ async def test_the_coverage_document_and_its_metrics(settings: Settings) -> None
         assert 'vedette_node_covered{node="node-a"} 1\n' in text
         assert 'vedette_node_covered{node="node-b"} 0\n' in text
         assert 'vedette_nodes_uncovered{reason="NoAgent"} 1\n' in text
+
+
+async def test_a_database_that_hangs_does_not_hold_up_the_metrics(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coverage_report, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(coverage_report, "KEPT_S", 0.0)
+    async with running(settings) as (service, client):
+        async with client.session.post("http://d/v1/heartbeat", json=HEARTBEAT) as answer:
+            assert answer.status == 200
+        assert 'vedette_node_covered{node="node-a"} 1\n' in (await client.get("/metrics"))[1]
+        goes_on = threading.Event()
+        hanging = asyncio.create_task(service.intake.in_store_thread(goes_on.wait))
+        assert 'vedette_node_covered{node="node-a"} 1\n' in (await client.get("/metrics"))[1]
+        assert not hanging.done()
+        goes_on.set()
+        await hanging
 
 
 async def test_lost_events_uncover_a_node(settings: Settings) -> None:

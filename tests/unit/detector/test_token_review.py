@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.detector.api_server import ApiServer, answering, api_server, failure
+from tests.unit.detector.api_server import answering, api_server, failure
+from tests.unit.detector.token_parts import AGENTS, FAR, OPERATOR, Reviewer, encoded, jwt
 from vedette_detector.auth import Identity
 from vedette_detector.cluster import token_review
 from vedette_detector.cluster.api import KubernetesApi
 from vedette_detector.cluster.token_review import (
     NODE_NAME,
     PATH,
-    POD_NAME,
-    POD_UID,
     Bound,
     Claims,
     TokenReviews,
@@ -33,20 +31,7 @@ from vedette_detector.cluster.token_review import (
 )
 from vedette_detector.errors import AuthenticationError, AuthorizationError, DetectorError, IdentityUnavailableError
 
-AGENTS = "system:serviceaccount:vedette-system:vedette-agent"
-OPERATOR = "system:serviceaccount:vedette-system:vedette-operator"
 NOW = 1_790_000_000.0
-
-
-def encoded(document: Any) -> str:
-    raw = document if isinstance(document, bytes) else json.dumps(document).encode()
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
-def jwt(subject: str = AGENTS, audience: Any = ("vedette",), expires: Any = NOW + 3600, mark: str = "signature") -> str:
-    """A token in a service account token's form; only the server below says whether it is one."""
-    claims = {"sub": subject, "aud": list(audience) if isinstance(audience, tuple) else audience, "exp": expires}
-    return f"{encoded({'alg': 'RS256'})}.{encoded(claims)}.{mark}"
 
 
 @dataclass
@@ -60,40 +45,6 @@ class Clock:
 
     def wall(self) -> float:
         return NOW + self.passed
-
-
-@dataclass
-class Reviewer:
-    """The API server's side: which tokens are valid, and whose."""
-
-    server: ApiServer
-    users: dict[str, dict[str, Any]] = field(default_factory=dict)
-    audiences: list[str] | None = None
-    failing: Callable[[], web.Response] | None = None
-    hold: asyncio.Event | None = None
-    asked: int = 0
-
-    def know(self, token: str, username: str = AGENTS, **extra: str) -> str:
-        names = {"node": NODE_NAME, "pod": POD_NAME, "uid": POD_UID}
-        self.users[token] = {"username": username, "extra": {names[k]: [v] for k, v in extra.items()}}
-        return token
-
-    async def review(self, request: web.Request) -> web.StreamResponse:
-        self.asked += 1
-        if self.hold is not None:
-            await self.hold.wait()
-        if self.failing is not None:
-            return self.failing()
-        spec = (await request.json())["spec"]
-        user = self.users.get(spec["token"])
-        status: dict[str, Any] = {"authenticated": False, "error": "invalid bearer token"}
-        if user is not None:
-            audiences = spec["audiences"] if self.audiences is None else self.audiences
-            status = {"authenticated": True, "user": user, "audiences": audiences}
-        return web.json_response(
-            {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec, "status": status},
-            status=201,
-        )
 
 
 @dataclass
@@ -414,7 +365,7 @@ async def test_what_is_remembered_is_bounded(world: World, monkeypatch: pytest.M
 
 def test_claims_of_a_projected_token() -> None:
     assert parse_claims(jwt(expires=1_790_003_600)) == Claims(AGENTS, ("vedette",), 1_790_003_600.0)
-    assert parse_claims(jwt(audience="vedette")) == Claims(AGENTS, ("vedette",), NOW + 3600)
+    assert parse_claims(jwt(audience="vedette")) == Claims(AGENTS, ("vedette",), FAR)
 
 
 @pytest.mark.parametrize(
