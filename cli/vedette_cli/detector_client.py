@@ -33,9 +33,23 @@ def get(socket_path: Path, target: str) -> Any:
     Raises:
         CommandError: NotRunning (nothing listens), NotAllowed, or BadAnswer.
     """
+    return _ask(socket_path, "GET", target, None)
+
+
+def post(socket_path: Path, target: str, document: dict[str, Any]) -> Any:
+    """Return the JSON answer to ``POST target`` with a JSON body.
+
+    Raises:
+        CommandError: as `get`.
+    """
+    return _ask(socket_path, "POST", target, json.dumps(document).encode())
+
+
+def _ask(socket_path: Path, method: str, target: str, body_sent: bytes | None) -> Any:
     connection = _UnixConnection(socket_path)
     try:
-        connection.request("GET", target)
+        headers = {"Content-Type": "application/json"} if body_sent is not None else {}
+        connection.request(method, target, body_sent, headers)
         answer = connection.getresponse()
         body = answer.read(MAX_ANSWER)
     except PermissionError:

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "findings": ("vedette_cli.findings:findings", "List, show, follow and export findings."),
     "events": ("vedette_cli.events:events", "Look at raw events, by filter or SQL."),
     "rules": ("vedette_cli.rules:rules", "List, show, check and test detection rules."),
+    "nodes": ("vedette_cli.nodes:nodes", "List the nodes that report, and forget those that are gone."),
     "manifests": ("vedette_cli.manifests:manifests", "Print what to apply to a cluster."),
     "certificates": ("vedette_cli.certificates:certificates", "Make and renew the detector's certificates."),
     "version": ("vedette_cli.version:version", "Show versions."),

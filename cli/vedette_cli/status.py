@@ -99,12 +99,40 @@ def problems(data: dict[str, Any]) -> Iterator[str]:
             if hook.get("state") != "loaded":
                 why = f"{hook.get('hook')} {hook.get('state')}: {hook.get('reason')}"
                 yield f"{name}: {hook.get('event')} is not watched ({why})"
+        unpinned = [str(hook.get("hook")) for hook in node.get("hooks") or [] if pin_removed(hook)]
+        if unpinned:
+            yield (
+                f"{name}: the pins of {len(unpinned)} hooks were removed, of {unpinned[0]} for one: what happens while "
+                "the agent is not running is not seen. Find out who removed them, then restart the agent"
+            )
         yield from (f"{name}: {problem}" for problem in lost(node, "recent"))
+        if gaps(node).get("too_long"):
+            yield f"{name}: {describe_gaps(node)}"
+
+
+def pin_removed(hook: dict[str, Any]) -> bool:
+    """Whether a hook works, but its pin in the bpffs is gone."""
+    return hook.get("state") == "loaded" and "pin" in str(hook.get("reason") or "")
+
+
+def gaps(node: dict[str, Any]) -> dict[str, Any]:
+    """Return what the detector says of the times in which no agent watched the node."""
+    found = node.get("gaps")
+    return found if isinstance(found, dict) else {}
+
+
+def describe_gaps(node: dict[str, Any]) -> str:
+    """Return the times in which no agent watched the node as one line."""
+    found = gaps(node)
+    count, total, longest = (found.get(name) or 0 for name in ("count", "seconds", "longest_s"))
+    several = f"{show_count(count)} times within a day, {total:.1f} s in all, {longest:.1f} s at most"
+    return f"no agent watched {several if count != 1 else f'for {total:.1f} s within a day'}"
 
 
 LOSSES = {
     "dropped_events": "{} events dropped, the kernel's ring was full",
     "spool_lost_events": "{} events given up by the agent (spool full or batch refused)",
+    "ring_lost_events": "{} events lost with the ring of an agent that was killed",
     "unexplained_batches": "{} batches never came, and no agent says why",
     "refused_batches": "{} batches refused for good",
     "contradictions": "the account contradicts itself {} times",
@@ -233,6 +261,9 @@ def print_node(node: dict[str, Any]) -> None:
     hooks = node.get("hooks") or []
     loaded = [h for h in hooks if h.get("state") == "loaded"]
     print_line(f"  hooks   {len(loaded)} of {len(hooks)} loaded")
+    unpinned = sum(pin_removed(h) for h in loaded)
+    if unpinned:
+        print_line(f"          {unpinned} lost their pins and end with the agent")
     if len(loaded) < len(hooks):
         print_table(
             (Column("  EVENT NOT WATCHED"), Column("HOOK"), Column("STATE", style="yellow"), Column("REASON")),
@@ -261,6 +292,8 @@ def print_node(node: dict[str, Any]) -> None:
             ),
             [*_earlier_row(node.get("ledger_before")), *(_ledger_row(entry) for entry in ledger)],
         )
+    if gaps(node).get("count"):
+        print_line("  gaps    ", describe_gaps(node))
     for text in lost(node, "earlier"):
         print_line("  earlier than a day: ", text)
 

@@ -3,6 +3,7 @@
     POST /v1/batches     one or more framed batches, one after another
     POST /v1/heartbeat   JSON
     GET  /v1/status      JSON
+    POST /v1/nodes/forget  JSON with ``node``
     GET  /v1/coverage    JSON
     GET  /healthz        200 or 503 (no authentication)
     GET  /metrics        Prometheus text (no authentication)
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from vedette_detector.auth import Authenticator, Identity
-from vedette_detector.errors import AuthorizationError, DetectorError, http_status
+from vedette_detector.errors import AuthorizationError, DetectorError, QueryError, http_status
 from vedette_detector.intake import Intake, RejectedBatchError, TooNewError
 from vedette_detector.text import safe
 from vedette_events.framing import BOOT_ID_SIZE, MAX_NODE, BatchError, BatchHeader, iter_batches
@@ -64,6 +65,10 @@ class Backend(Protocol):
 
     async def coverage(self) -> dict[str, Any]:
         """What ``/v1/coverage`` answers."""
+        ...
+
+    async def forget(self, node: str) -> bool:
+        """Forget a node that is gone; False when there is none, or when it is not gone."""
         ...
 
     def health(self) -> tuple[bool, str]:
@@ -243,6 +248,17 @@ def make_app(backend: Backend, authenticator: Authenticator, *, max_body_bytes: 
             raise AuthorizationError("only an administrator may read the coverage", reason="NotAdministrator")
         return web.json_response(await backend.coverage())
 
+    async def post_forget(request: web.Request) -> web.Response:
+        if not request[IDENTITY].admin:
+            raise AuthorizationError("only an administrator may forget a node", reason="NotAdministrator")
+        try:
+            node = json.loads(await request.read())["node"]
+        except (ValueError, RecursionError, TypeError, KeyError):
+            raise QueryError('the body is not a JSON object with "node"') from None
+        if not isinstance(node, str) or not await backend.forget(node):
+            raise QueryError(f"no node {safe(node)} is known, or batches of it are under way", reason="UnknownNode")
+        return web.json_response({"forgotten": safe(node)})
+
     async def get_health(request: web.Request) -> web.Response:
         healthy, message = backend.health()
         return web.json_response({"healthy": healthy, "message": message}, status=200 if healthy else 503)
@@ -255,6 +271,7 @@ def make_app(backend: Backend, authenticator: Authenticator, *, max_body_bytes: 
     app.router.add_post("/v1/heartbeat", post_heartbeat)
     app.router.add_get("/v1/status", get_status)
     app.router.add_get("/v1/coverage", get_coverage)
+    app.router.add_post("/v1/nodes/forget", post_forget)
     app.router.add_get("/healthz", get_health)
     app.router.add_get("/metrics", get_metrics)
     return app
