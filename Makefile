@@ -37,6 +37,8 @@ live: setup ## Run the tests that load real BPF programs into this kernel (root)
 	@if [[ $$(id -u) -ne 0 && -z $${CI-} ]]; then \
 	  echo 'live tests: skipped, they load BPF programs and need root (sudo make live)' >&2; \
 	else \
+	  tools/bootstrap.sh cluster; \
+	  $(PYTHON) -m tools.localcluster build; \
 	  $(PYTHON) -m pytest tests/live; \
 	fi
 
@@ -57,7 +59,7 @@ cluster-down: setup ## Take it down; nothing is left on the machine
 cluster-status: setup ## What of it runs, and how much memory it takes
 	@$(PYTHON) -m tools.localcluster status $(ARGS)
 
-cluster-kubeconfig: setup ## The path of its kubeconfig: export KUBECONFIG=$$(make -s cluster-kubeconfig)
+cluster-kubeconfig: setup ## Print the path of its kubeconfig (make -s)
 	@$(PYTHON) -m tools.localcluster kubeconfig $(ARGS)
 
 demo: setup ## Start a Kubernetes here, install Vedette, attack from pods, see the findings, take all down (root)

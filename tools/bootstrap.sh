@@ -41,7 +41,7 @@ packages_wanted() {
 
 # What the local Kubernetes takes from the distribution; the rest of it is compiled (tools/localcluster).
 cluster_packages_wanted() {
-  echo gcc libc6-dev etcd-server containerd containernetworking-plugins runc iptables conntrack iproute2 util-linux buildah
+  echo gcc libc6-dev etcd-server containerd containernetworking-plugins runc iptables conntrack iproute2 util-linux
 }
 
 installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
@@ -55,7 +55,6 @@ satisfied() {
     clang) command -v clang >/dev/null ;;
     containerd) command -v containerd >/dev/null ;;
     etcd-server) command -v etcd >/dev/null ;;
-    buildah) command -v buildah >/dev/null || command -v docker >/dev/null || command -v podman >/dev/null ;;
     *) installed "$1" ;;
   esac
 }
@@ -179,5 +178,6 @@ case ${1-all} in
   python) sync_python ;;
   bpf) sync_python; build_bpf ;;
   images) ensure_image_builder ;;
-  *) die "unknown part: $1 (all, packages, python, bpf, images)" ;;
+  cluster) ensure_cluster_packages ;;
+  *) die "unknown part: $1 (all, packages, python, bpf, images, cluster)" ;;
 esac
