@@ -31,6 +31,9 @@ MAX_NODE = 253
 """Greatest length in bytes of a node's name (a DNS subdomain, as Kubernetes has it)."""
 MAX_AGENT_VERSION = 64
 BOOT_ID_SIZE = 16
+LEVEL = -1
+"""zstd level of batches: without entropy coding of literals. On recorded events frames are 1 to 5 % larger than at
+level 1, agents compress them a fifth faster and detectors decompress them a fifth faster."""
 
 _PREFIX = struct.Struct("<4sH")
 _FIXED = struct.Struct("<HHBBII I 16s QQQQ q QQQ IQQQQQ")
@@ -130,7 +133,7 @@ class _Codecs(threading.local):
 _codecs = _Codecs()
 
 
-def encode_batch(header: BatchHeader, records: bytes | bytearray | memoryview, level: int = 1) -> bytes:
+def encode_batch(header: BatchHeader, records: bytes | bytearray | memoryview, level: int = LEVEL) -> bytes:
     """Frame ``records`` (whole records one after another) under ``header``; ``raw_size`` and ``payload_size`` are set.
 
     Args:

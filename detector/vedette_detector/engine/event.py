@@ -179,14 +179,24 @@ class Event:
 
 def flag_names(flags: type[Any], value: int) -> list[str] | str:
     """Names of the set flags (``0x…`` for bits without a name), or the name of an enumeration's value."""
-    if issubclass(flags, IntFlag):
-        names = [str(f.name) for f in flags if value & f.value]
-        rest = value & ~sum(f.value for f in flags)
-        return names + ([hex(rest)] if rest else [])
-    for member in flags:
-        if member.value == value:
-            return str(member.name)
-    return str(value)
+    members, known = _members(flags)
+    if not issubclass(flags, IntFlag):
+        return members.get(value) or str(value)
+    names = [name for bit, name in members.items() if value & bit] if value else []
+    rest = value & ~known
+    return names + ([hex(rest)] if rest else [])
+
+
+_MEMBERS: dict[type[Any], tuple[dict[int, str], int]] = {}
+
+
+def _members(flags: type[Any]) -> tuple[dict[int, str], int]:
+    """An enumeration's names by value, and the sum of all values: iterating over an enumeration takes microseconds."""
+    found = _MEMBERS.get(flags)
+    if found is None:
+        members = {int(member.value): str(member.name) for member in flags}
+        found = _MEMBERS[flags] = members, sum(members)
+    return found
 
 
 def address_text(family: int, raw: bytes) -> str:
