@@ -1,4 +1,4 @@
-"""What is applied to a new cluster: DNS, a storage class with volumes, simulated nodes. Plain data, all of it."""
+"""What is applied to a new cluster: DNS, a storage class with its volumes. Plain data, all of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ Json = dict[str, Any]
 
 VOLUMES = 24
 STORAGE_CLASS = "local"
-SIMULATED = "kwok.x-k8s.io/node"
-"""Annotation and taint of simulated nodes, by which kwok knows them and ordinary pods keep away."""
 
 
 def dns(network: Network) -> list[Json]:
@@ -155,30 +153,5 @@ def volume(layout: Layout, number: int) -> Json:
                     ]
                 }
             },
-        },
-    }
-
-
-def simulated_node(layout: Layout, network: Network, number: int) -> Json:
-    """A node that exists in the API only; kwok keeps it ready and pretends to run its pods."""
-    name = f"{layout.name}-simulated-{number:04}"
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": name,
-            "annotations": {SIMULATED: "fake", "node.alpha.kubernetes.io/ttl": "0"},
-            "labels": {
-                "kubernetes.io/hostname": name,
-                "kubernetes.io/os": "linux",
-                "kubernetes.io/arch": "amd64",
-                "type": "kwok",
-            },
-        },
-        "spec": {"taints": [{"key": SIMULATED, "value": "fake", "effect": "NoSchedule"}]},
-        "status": {
-            "addresses": [{"type": "InternalIP", "address": str(network.simulated_nodes[1 + number])}],
-            "allocatable": {"cpu": "32", "memory": "256Gi", "pods": "110"},
-            "capacity": {"cpu": "32", "memory": "256Gi", "pods": "110"},
         },
     }

@@ -14,6 +14,7 @@ from tools.localcluster.layout import Layout, Network
 from tools.localcluster.programs import API_PORT
 
 Json = dict[str, Any]
+MERGE_PATCH = "application/merge-patch+json"
 
 
 class ApiError(ClusterError):

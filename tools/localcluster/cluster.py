@@ -12,6 +12,7 @@ them everything the cluster ever made.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import json
 import os
@@ -27,8 +28,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tools.localcluster import addons, build, cgroups, configs, namespaces, pki, prerequisites, processes, programs
-from tools.localcluster.api import Api, wait
+from tools.localcluster import (
+    addons,
+    build,
+    cgroups,
+    configs,
+    dns,
+    namespaces,
+    pki,
+    prerequisites,
+    processes,
+    programs,
+    simulated,
+)
+from tools.localcluster.api import MERGE_PATCH, Api, object_path, wait
 from tools.localcluster.errors import ClusterError, ComponentError, NoSuchClusterError
 from tools.localcluster.layout import BASE, Layout, Network, choose_network
 from tools.localcluster.processes import Program
@@ -327,15 +340,18 @@ class Cluster:
             self._step("node")
             for number in range(addons.VOLUMES):
                 api.apply(addons.volume(layout, number))
-            self._wait(lambda: self._dns_ready(api), 60, "kubelet", *programs.NAMES[:-1])
+            self._wait(lambda: dns.answers(network), 60, "kubelet", *programs.NAMES[:-1])
             self._step("DNS")
-            if simulated_nodes:
-                if components.kwok is None:
-                    raise ClusterError("kwok was not built")
-                ensure(programs.kwok(layout, components.kwok))
+            if components.kwok is not None:
                 self._simulate(network, simulated_nodes)
-                self._wait(lambda: self._nodes(api)[0] > simulated_nodes, 120, "kwok", "kube-apiserver")
+                (layout.configs / "stages.yaml").write_text(simulated.stages_file())
+                ensure(programs.kwok(layout, network, components.kwok))
+                self._wait(lambda: self._nodes(api)[0] > simulated_nodes, 180, "kwok", "kube-apiserver")
                 self._step(f"{simulated_nodes} simulated nodes")
+            elif (layout.configs / "stages.yaml").exists():
+                self._simulate(network, 0)
+                processes.stop(layout, "kwok")
+                self._step("no simulated nodes")
         finally:
             api.close()
 
@@ -403,23 +419,42 @@ class Cluster:
 
     def _node_ready(self, api: Api) -> bool:
         node = api.get(f"/api/v1/nodes/{self.node_name}")
-        # A pod cannot be placed before the controller took this away, and it would be placed late.
-        return node is not None and _ready(node, "Ready") and not node["spec"].get("taints")
-
-    def _dns_ready(self, api: Api) -> bool:
-        deployment = api.get("/apis/apps/v1/namespaces/kube-system/deployments/coredns")
-        return deployment is not None and bool(deployment.get("status", {}).get("readyReplicas"))
+        # A pod cannot be placed before the controller took the taint away, and it would be placed late.
+        if node is None or not _ready(node, "Ready") or node["spec"].get("taints"):
+            return False
+        # What a kubelet that is gone said last may still stand there: wait for a word from the one that runs.
+        lease = api.get(f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{self.node_name}")
+        kubelet = processes.find(self.layout, "kubelet")
+        if lease is None or kubelet is None:
+            return False
+        renewed = datetime.datetime.fromisoformat(lease["spec"]["renewTime"]).timestamp()
+        return renewed >= time.time() - kubelet.age_s
 
     def _simulate(self, network: Network, count: int) -> None:
+        """Make the simulated nodes that are missing, remove those that are too many."""
         local = threading.local()
 
-        def apply(number: int) -> None:
+        def api() -> Api:
             if not hasattr(local, "api"):
                 local.api = Api(self.layout, network)
-            local.api.apply(addons.simulated_node(self.layout, network, number))
+            made: Api = local.api
+            return made
 
+        def make(number: int) -> None:
+            manifest = simulated.node(self.layout, number)
+            api().apply(manifest)
+            body = simulated.status(self.layout, network, number)
+            api().request("PATCH", object_path(manifest) + "/status", body, MERGE_PATCH)
+
+        def remove(name: str) -> None:
+            api().request("DELETE", f"/api/v1/nodes/{name}")
+
+        wanted = {simulated.node_name(self.layout, number): number for number in range(count)}
+        path = f"/api/v1/nodes?labelSelector={simulated.LABEL}"
+        present = {item["metadata"]["name"] for item in api().request("GET", path)["items"]}
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(apply, range(count)))
+            list(pool.map(remove, sorted(present - wanted.keys())))
+            list(pool.map(make, [number for name, number in wanted.items() if name not in present]))
 
     # Down.
 
@@ -532,7 +567,7 @@ class Cluster:
                     "PATCH",
                     f"/api/v1/persistentvolumes/{name}",
                     {"spec": {"claimRef": None}},
-                    "application/merge-patch+json",
+                    MERGE_PATCH,
                 )
             return len(released)
         finally:

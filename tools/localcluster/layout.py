@@ -91,6 +91,11 @@ class Network:
         """Addresses that simulated nodes pretend to have; nothing answers there."""
         return self._part(64, 18)
 
+    @property
+    def simulated_pods(self) -> ipaddress.IPv4Network:
+        """Addresses that pods on simulated nodes pretend to have."""
+        return self._part(128, 17)
+
 
 def network_candidates(name: str) -> Iterator[Network]:
     """Every network once, beginning with the one the name's hash points at."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.localcluster import simulated
 from tools.localcluster.build import Components
 from tools.localcluster.layout import Layout, Network
 from tools.localcluster.processes import Program
@@ -181,7 +182,7 @@ def kube_proxy(layout: Layout, components: Components) -> Program:
     )
 
 
-def kwok(layout: Layout, executable: Path) -> Program:
+def kwok(layout: Layout, network: Network, executable: Path) -> Program:
     """The controller that plays the kubelets of the simulated nodes."""
     return Program(
         "kwok",
@@ -191,7 +192,9 @@ def kwok(layout: Layout, executable: Path) -> Program:
                 kubeconfig=layout.kubeconfig,
                 manage_all_nodes=False,
                 manage_nodes_with_annotation_selector="kwok.x-k8s.io/node=fake",
-                node_lease_duration_seconds=40,
+                node_lease_duration_seconds=simulated.LEASE_S,
+                config=layout.configs / "stages.yaml",
+                cidr=network.simulated_pods,
             ),
         ],
     )
