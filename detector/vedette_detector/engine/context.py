@@ -31,12 +31,16 @@ class EngineSettings:
             their oldest events first.
         repeats_after: how many detections with the same key, process and batch are made in full; further ones only
             raise ``repeats`` of the last.
+        confirm_budget_s: CPU seconds that confirming one node's candidates may take in each period.
+        confirm_period_s: length of the period, seconds of the node's clock.
         options: settings of detectors, by name.
     """
 
     history: HistorySettings = field(default_factory=HistorySettings)
     all_nodes_bytes: int = 1024 * 1024 * 1024
     repeats_after: int = 3
+    confirm_budget_s: float = 2.0
+    confirm_period_s: float = 10.0
     options: dict[str, Any] = field(default_factory=dict)
 
 

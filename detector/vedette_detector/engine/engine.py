@@ -8,7 +8,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
+from vedette_detector.engine.budget import Unexamined, WorkBudget
 from vedette_detector.engine.context import EngineContext, EngineSettings
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.event import Event
@@ -83,6 +85,8 @@ class Outcome:
         by_type: records by event type.
         errors: units that failed.
         candidates: (event, unit) pairs that passed the prefilter and the unit's own screen.
+        unexamined: those of them that were passed over because the node had used up its budget (`WorkBudget`); the
+            same counts are in ``errors``, by unit.
         seconds: time taken by split, history, prefilter and confirm.
     """
 
@@ -91,7 +95,20 @@ class Outcome:
     by_type: dict[str, int] = field(default_factory=dict)
     errors: list[UnitError] = field(default_factory=list)
     candidates: int = 0
+    unexamined: list[Unexamined] = field(default_factory=list)
     seconds: float = 0.0
+
+
+def _program(name: str, segment: Segment, row: int) -> bytes:
+    """What the acting process runs, as far as the event itself tells."""
+    return segment.tail("path", row) if name == "exec" else bytes(segment.rows["comm"][row])
+
+
+def _note(skipped: int, period_s: float) -> str:
+    return (
+        f"{skipped} further candidates of this kind from the same place were not examined: "
+        f"they were too many within {period_s:.0f} s."
+    )
 
 
 class Engine:
@@ -107,6 +124,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         self._threats = threat_lists or ThreatLists()
         self._histories: OrderedDict[str, NodeHistory] = OrderedDict()
+        self._budgets: WeakKeyDictionary[NodeHistory, WorkBudget] = WeakKeyDictionary()
         self._batches = 0
         self.replace_rules(ruleset, detectors)
 
@@ -166,13 +184,25 @@ class Engine:
 
     def _decide(self, segments: dict[str, Segment], history: NodeHistory, outcome: Outcome) -> None:
         context = EngineContext(self._threats, self.settings)
+        budget = self._budgets.setdefault(
+            history, WorkBudget(self.settings.confirm_budget_s, self.settings.confirm_period_s)
+        )
+        budget.advance(history.now)
         errors: dict[tuple[str, str, str], int] = {}
         seen: set[int] = set()
+        passed_over: dict[tuple[int, str, int], tuple[bytes, int]] = {}
         for name, segment in segments.items():
             row = -1
             event: Event | None = None
             for candidate, number in self._screened(name, segment, history):
                 outcome.candidates += 1
+                if budget.exhausted:
+                    cgroup, program = int(segment.rows["cgroup"][candidate]), _program(name, segment, candidate)
+                    if not budget.admits(number, cgroup, program):
+                        count = passed_over.get((number, name, cgroup), (b"", 0))[1]
+                        passed_over[(number, name, cgroup)] = (program, count + 1)
+                        continue
+                began = time.thread_time()
                 if candidate != row or event is None:
                     row, event = candidate, Event(name, segment, candidate, history)
                 unit = self._units[number]
@@ -183,12 +213,32 @@ class Engine:
                         if id(detection) not in seen:
                             seen.add(id(detection))
                             outcome.detections.append(detection)
+                            if budget.exhausted and (skipped := budget.skipped(number, event.cgroup)):
+                                detection.notes.append(_note(skipped, budget.period_s))
                 except Exception as e:  # one faulty unit must not stop the others, whatever it raises
                     message = f"{type(e).__name__}: {safe_text(str(e).encode('utf-8', 'replace'))}"
                     if (unit.id, name, message) not in errors:
                         log.warning("rule %s failed on a %s event: %s", unit.id, name, message, exc_info=True)
                     errors[(unit.id, name, message)] = errors.get((unit.id, name, message), 0) + 1
+                budget.charge(event.cgroup, time.thread_time() - began)
         outcome.errors = [UnitError(*key, count=count) for key, count in errors.items()]
+        self._report_passed_over(passed_over, history, outcome)
+
+    def _report_passed_over(
+        self, passed_over: dict[tuple[int, str, int], tuple[bytes, int]], history: NodeHistory, outcome: Outcome
+    ) -> None:
+        """Say what was not examined: in the outcome for each container, and as an error of the unit."""
+        by_unit: dict[tuple[str, str], int] = {}
+        for (number, name, cgroup), (program, count) in passed_over.items():
+            container = history.container(cgroup)
+            container_id = container.container_id if container is not None else None
+            unit = self._units[number].id
+            outcome.unexamined.append(Unexamined(unit, name, cgroup, container_id, safe_text(program), count))
+            by_unit[(unit, name)] = by_unit.get((unit, name), 0) + count
+        for (unit, name), count in by_unit.items():
+            node = safe_text(history.node.encode("utf-8", "surrogateescape"))
+            log.warning("%d %s events of %s were not examined for %s: too many at once", count, name, node, unit)
+            outcome.errors.append(UnitError(unit, name, "NotExamined: too many candidates at once", count))
 
     def _screened(self, name: str, segment: Segment, history: NodeHistory) -> list[tuple[int, int]]:
         """The (row, unit) pairs of the prefilter without those that the unit's own screen drops, in order of rows."""

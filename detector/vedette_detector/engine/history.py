@@ -182,6 +182,7 @@ class NodeHistory:
         self._newest: dict[tuple[int, int | None], Process | None] = {}
         self._older: dict[tuple[int, int | None, int], Process | None] = {}
         self._writers: dict[tuple[int, int, bytes | None], Event | None] = {}
+        self._arguments: dict[int, tuple[int, bytes | None]] = {}
         # Processes made from exec events, which do not change; dropped with the events that they rest on.
         self._built: dict[tuple[int, int, int, int, bool], Process] = {}
         self._next_sweep = 0
@@ -200,6 +201,7 @@ class NodeHistory:
         self._newest.clear()
         self._older.clear()
         self._writers.clear()
+        self._arguments.clear()
         out: dict[str, Segment] = {}
         for name, columns in batch.types.items():
             if len(columns.rows) == 0:
@@ -416,13 +418,19 @@ class NodeHistory:
 
     def arguments(self, pid: int, at: int) -> bytes | None:
         """The ``argv`` tail of the program that a pid was running at a time; None where no exec of it is known."""
+        # Who starts many commands is asked for each of them: the newest answers every question about a time after it.
+        newest = self._arguments.get(pid)
+        if newest is None:
+            newest = self._arguments[pid] = self._find_arguments(pid, None)
+        return newest[1] if newest[0] <= at else self._find_arguments(pid, at)[1]
+
+    def _find_arguments(self, pid: int, at: int | None) -> tuple[int, bytes | None]:
+        """From when on the answer holds, and the answer."""
         executed = self._processes.last_exec(pid, None, at)
-        if executed is None:
-            return None
         forked = self._processes.fork_of(pid, None, at)
-        if forked is not None and forked.start > executed.start:
-            return None
-        return executed.segment.tail("argv", executed.index)
+        if forked is not None and (executed is None or forked.start > executed.start):
+            return forked.start, None
+        return (0, None) if executed is None else (executed.time, executed.segment.tail("argv", executed.index))
 
     def parent(self, process: Process) -> Process | None:
         """The process that created this one, as it was when this one began to run its program."""
