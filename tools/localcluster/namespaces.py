@@ -70,6 +70,8 @@ def make_network(layout: Layout, network: Network) -> None:
             "echo 1 > /proc/sys/net/ipv4/ip_forward && "
             "{ echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables || true; } 2>/dev/null",
         )
+    # There is no default route, and the kernel wants a route before kube-proxy's rules change a packet's destination.
+    _in_network(layout, f"ip route replace {network.services} via {network.host} dev eth0")
     for part in (network.pods, network.services):
         run(["ip", "route", "replace", str(part), "via", network.node, "dev", link])
 
