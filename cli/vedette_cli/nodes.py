@@ -76,8 +76,8 @@ def summary(node: dict[str, Any]) -> dict[str, Any]:
 def forget(location: Location, node: str) -> None:
     """Take NODE off the list: a host that is gone for good.
 
-    Its findings stay. What it delivered and lost stays in the sums of forgotten nodes. A node that is not gone is listed
-    again with its next heartbeat; one that is forgotten without being asked has given no sign for --node-forget-s.
+    Its findings stay. What it delivered and lost stays in the sums of forgotten nodes. A node that is not gone is
+    listed again with its next heartbeat. The detector forgets by itself what has given no sign for --node-forget-s.
     """
     detector_client.post(location.socket, "/v1/nodes/forget", {"node": node})
     print_line(f"{node} is forgotten")

@@ -158,7 +158,7 @@ class Announcement:
         hooks = nodes[0]["hooks"]
         loaded = sum(1 for hook in hooks if hook.get("state") == "loaded")
         log(f"watching {nodes[0].get('node')}, {loaded} of {len(hooks)} hooks; data in {self._location.data_dir}")
-        for problem in problems(data, time.time()):
+        for problem in problems(data):
             note(problem)
 
 

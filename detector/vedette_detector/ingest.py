@@ -198,15 +198,15 @@ def make_app(backend: Backend, authenticator: Authenticator, *, max_body_bytes: 
         if size > max_body_bytes:
             raise web.HTTPRequestEntityTooLarge(max_body_bytes, size)
         # Asked before the body is read: a refused body costs nothing. One without a length may become the largest.
-        with intake.room_for(size if request.content_length is not None else max_body_bytes):
+        identity = request[IDENTITY]
+        with intake.room_for(size if request.content_length is not None else max_body_bytes, identity.node):
             try:
                 async with asyncio.timeout(BODY_TIMEOUT_S):
                     body = await request.read()
             except TimeoutError:
                 raise web.HTTPRequestTimeout from None
-        intake.admit(len(body))
+        intake.admit(len(body), identity.node)
         batches, malformed = parse_body(body)
-        identity = request[IDENTITY]
         for header, _ in batches:
             identity.may_speak_for(header.node)
         errors = await intake.submit(batches)

@@ -5,6 +5,9 @@ committed in one transaction; then the senders are answered. Batches of one sess
 engine found is kept while the database refuses a commit, so that a batch that is sent again is not put through the
 engine twice.
 
+Nodes take turns in the queue, and one that has much waiting is refused before others are: see `FairQueue` and
+`Intake.admit`.
+
 A batch whose findings wait for what is not known yet (their pods) is held back after the engine and the journal, with
 the later batches of its session; all others pass it.
 """
@@ -25,6 +28,7 @@ from vedette_detector import ledger
 from vedette_detector.engine.detection import Detection
 from vedette_detector.engine.engine import Outcome
 from vedette_detector.errors import DetectorError, EngineUnavailableError, OverloadedError
+from vedette_detector.fair_queue import FairQueue
 from vedette_detector.findings.model import FindingUpdate, collect
 from vedette_detector.holdback import HoldBack
 from vedette_detector.journal import Journal, SessionKey
@@ -185,7 +189,8 @@ class Intake:
         self._failures: OrderedDict[BatchKey, int] = OrderedDict()
         self._pending: dict[BatchKey, _Waiting] = {}
         self._computed: OrderedDict[BatchKey, _Waiting] = OrderedDict()
-        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue()
+        self._queue: FairQueue[_Waiting] = FairQueue()
+        self._bytes_of: Counter[str] = Counter()
         self._held: HoldBack[SessionKey, _Waiting] = HoldBack()
         self._journal_thread = ThreadPoolExecutor(1, "journal")
         self._store_thread = ThreadPoolExecutor(1, "store")
@@ -232,9 +237,13 @@ class Intake:
         """Begin to work."""
         self._task = asyncio.create_task(self._run(), name="intake")
 
+    def refuse(self) -> None:
+        """Take no new batches from now on; those that wait are finished."""
+        self._closing = True
+
     async def close(self) -> None:
         """Refuse new batches, finish those that wait, stop."""
-        self._closing = True
+        self.refuse()
         if self._task is not None:
             while self._pending:
                 await asyncio.wait({w.done for w in self._pending.values()})
@@ -279,8 +288,21 @@ class Intake:
             counted.pop(node, None)
         return True
 
-    def admit(self, size: int) -> None:
+    def _release(self, node: str, size: int) -> None:
+        self._bytes_of[node] -= size
+        if self._bytes_of[node] <= 0:
+            del self._bytes_of[node]
+
+    def admit(self, size: int, node: str | None = None) -> None:
         """Verify that a request of ``size`` bytes may still wait.
+
+        A node may have as much waiting as is free besides: alone it gets half of the room, the second one a third each,
+        and there is always room for whoever has nothing there (dynamic thresholds, Choudhury and Hahne, IEEE/ACM
+        Transactions on Networking 6(2), 1998, with alpha = 1).
+
+        Args:
+            size: bytes of the request's body.
+            node: the only node that the sender may speak for; None where it may speak for any.
 
         Raises:
             OverloadedError: too much waits, or the detector is stopping.
@@ -291,20 +313,28 @@ class Intake:
         if held and held + size > self._max_waiting_bytes:
             self.statistics.refused += 1
             raise OverloadedError(f"{held} bytes of batches wait already")
+        mine = self._bytes_of.get(node, 0) if node else 0
+        if mine and mine + size > self._max_waiting_bytes - held:
+            self.statistics.refused += 1
+            raise OverloadedError(f"{mine} bytes of this node's batches wait already; the rest is for the others")
 
     @contextmanager
-    def room_for(self, size: int) -> Iterator[None]:
+    def room_for(self, size: int, node: str | None = None) -> Iterator[None]:
         """Keep room for a request's body while it arrives.
 
         Raises:
             OverloadedError: as `admit`.
         """
-        self.admit(size)
+        self.admit(size, node)
         self.arriving_bytes += size
+        if node:
+            self._bytes_of[node] += size
         try:
             yield
         finally:
             self.arriving_bytes -= size
+            if node:
+                self._release(node, size)
 
     async def submit(self, batches: Sequence[tuple[BatchHeader, bytes]]) -> list[DetectorError | None]:
         """Apply batches; returns when each is durable or refused, with the error of each."""
@@ -349,7 +379,8 @@ class Intake:
             waiting.outcome, waiting.journaled = computed.outcome, computed.journaled
         self._pending[key] = waiting
         self.waiting_bytes += len(data)
-        self._queue.put_nowait(waiting)
+        self._bytes_of[header.node] += len(data)
+        self._queue.put(header.node, waiting, header.raw_size + len(data))
         return done
 
     def _recount(self, key: SessionKey, *, resent: int = 0, rejected: int = 0) -> None:
@@ -361,17 +392,23 @@ class Intake:
 
     async def _run(self) -> None:
         while True:
-            first = await self._queue.get()
+            await self._queue.wait()
             # What was held back comes first: it is older than whatever else there is of its sessions.
-            group = self._held.released() + ([first] if first is not None else [])
+            group = self._held.released()
             size, raw = sum(len(w.data) for w in group), sum(w.header.raw_size for w in group)
+            of_node: Counter[str] = Counter()
             while (
-                size < GROUP_BYTES and raw < GROUP_RAW_BYTES and len(group) < GROUP_BATCHES and not self._queue.empty()
+                size < GROUP_BYTES
+                and raw < GROUP_RAW_BYTES
+                and len(group) < GROUP_BATCHES
+                and not self._queue.empty()
+                # Whoever comes while the group is under way waits for it: no node may make that long alone.
+                and max(of_node.values(), default=0) < GROUP_RAW_BYTES // 4
             ):
-                more = self._queue.get_nowait()
-                if more is not None:
-                    group.append(more)
-                    size, raw = size + len(more.data), raw + more.header.raw_size
+                more = self._queue.get()
+                group.append(more)
+                size, raw = size + len(more.data), raw + more.header.raw_size
+                of_node[more.header.node] += more.header.raw_size
             self._let_go([w for w in group if w.done.done()])
             group = [w for w in group if not w.done.done()]
             if not group:
@@ -400,6 +437,7 @@ class Intake:
             if self._pending.get(key) is waiting:
                 del self._pending[key]
             self.waiting_bytes -= len(waiting.data)
+            self._release(waiting.header.node, len(waiting.data))
 
     def _fail_followers(self, group: Sequence[_Waiting]) -> None:
         """Answer what waits behind a batch that has to come again as that batch was answered.
@@ -497,7 +535,7 @@ class Intake:
         if not settled.cancelled() and settled.exception() is not None:
             log.error("waiting for what findings need failed", exc_info=settled.exception())
         self._held.release(session_key(waiting.header))
-        self._queue.put_nowait(None)
+        self._queue.wake()
 
     async def _sort_out(self, group: Sequence[_Waiting], failed: dict[int, BaseException]) -> list[_Waiting]:
         """Answer what cannot be applied; what remains is in order, without holes that could still be filled."""

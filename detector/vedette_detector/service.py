@@ -28,7 +28,7 @@ from vedette_detector.engine.history import HistorySettings
 from vedette_detector.engine.pool import WorkerPool
 from vedette_detector.errors import ConfigError, DetectorError
 from vedette_detector.findings.build import Identity, build
-from vedette_detector.findings.flood import OVERFLOW_KEY, FloodGate
+from vedette_detector.findings.flood import OVERFLOW_KEY, FloodGate, Verdict
 from vedette_detector.findings.model import FindingUpdate, iso
 from vedette_detector.findings.resource import ContainerStates, Host
 from vedette_detector.findings.workload import Cluster
@@ -250,6 +250,7 @@ class Service:
         self._pending_notes = [note for note in self._pending_notes if note.node != node]
         self.liveness.forget(node)
         self.rates.forget(node)
+        self._flood.forget(node)
         await self.pool.forget(node)
         log.info("node %s is forgotten", safe_text(node, 253))
         return True
@@ -415,8 +416,12 @@ class Service:
         )
         resource = self._places.resource(detection, host)
         update = build(detection, resource, host, self._identity, self._redactor)
-        if not self._flood.admits(update.type, resource.scope, update.id):
-            overflow = replace(detection, key=OVERFLOW_KEY, notes=[self._flood.note, *detection.notes])
+        verdict = self._flood.judge(header.node, update.type, resource.scope, update.id)
+        if verdict is not Verdict.ADMITTED:
+            overflow = replace(detection, key=OVERFLOW_KEY, notes=[self._flood.note(verdict), *detection.notes])
+            if verdict is Verdict.NODE_FULL:
+                overflow = replace(overflow, container=None)
+                resource = self._places.resource(overflow, host)
             update = build(overflow, resource, host, self._identity, self._redactor)
         return update
 

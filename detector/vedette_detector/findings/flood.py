@@ -1,8 +1,11 @@
-"""Bounds how many different findings one resource can cause.
+"""Bounds how many different findings one resource, and one node, can cause.
 
 Whoever runs code in a container chooses the paths and names that aggregation keys are made of, and could fill the
 database, and hide one finding among thousands, by varying them. Beyond the bound, further findings of the same type
-and resource become occurrences of one finding that says so.
+and resource become occurrences of one finding that says so. Whoever controls a node can make up containers as well:
+beyond a second bound, findings of the same type become occurrences of one finding of the node.
+
+Each node has its own counts, so that no node uses up what is meant for another.
 """
 
 from __future__ import annotations
@@ -10,46 +13,88 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
 
 OVERFLOW_KEY = ("(many different)",)
+NODE_RESOURCES = 4
+"""The different findings of one node are bounded by those of so many resources."""
 _IDS_KEPT = 500_000
-"""Finding ids remembered over all resources (some 50 MB); beyond that the resource heard of longest ago goes."""
+"""Finding ids remembered over all nodes (some 50 MB); beyond that the node with the most gives up what it has of the
+resource heard of longest ago."""
+
+
+class Verdict(Enum):
+    """What becomes of a finding."""
+
+    ADMITTED = "admitted"
+    RESOURCE_FULL = "resource full"
+    NODE_FULL = "node full"
+
+
+@dataclass
+class _Node:
+    began: float
+    admitted: int = 0
+    ids: int = 0
+    seen: OrderedDict[tuple[str, str], tuple[float, set[str]]] = field(default_factory=OrderedDict)
 
 
 class FloodGate:
-    """Counts different findings for each type and resource in periods of fixed length."""
+    """Counts different findings for each node, type and resource in periods of fixed length."""
 
     def __init__(self, limit: int, period_s: float = 3600.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
         self._period_s = period_s
         self._clock = clock
-        self._seen: OrderedDict[tuple[str, str], tuple[float, set[str]]] = OrderedDict()
+        self._nodes: dict[str, _Node] = {}
         self._total = 0
 
-    def admits(self, finding_type: str, resource: str, finding_id: str) -> bool:
+    def judge(self, node: str, finding_type: str, resource: str, finding_id: str) -> Verdict:
         """Whether a finding may stand for itself."""
         key, now = (finding_type, resource), self._clock()
-        began, ids = self._seen.get(key, (now, set()))
+        of_node = self._nodes.setdefault(node, _Node(now))
+        if now - of_node.began >= self._period_s:
+            of_node.began, of_node.admitted = now, 0
+        began, ids = of_node.seen.get(key, (now, set()))
         if now - began >= self._period_s:
-            self._total -= len(ids)
+            self._forget(of_node, ids)
             began, ids = now, set()
-        self._seen[key] = (began, ids)
-        self._seen.move_to_end(key)
         if finding_id in ids:
-            return True
+            of_node.seen.move_to_end(key)
+            return Verdict.ADMITTED
         if len(ids) >= self.limit:
-            return False
+            return Verdict.RESOURCE_FULL
+        if of_node.admitted >= self.limit * NODE_RESOURCES:
+            return Verdict.NODE_FULL
         ids.add(finding_id)
+        of_node.seen[key] = (began, ids)
+        of_node.seen.move_to_end(key)
+        of_node.admitted += 1
+        of_node.ids += 1
         self._total += 1
-        while self._total > _IDS_KEPT and len(self._seen) > 1:
-            _, (_, forgotten) = self._seen.popitem(last=False)
-            self._total -= len(forgotten)
-        return True
+        while self._total > _IDS_KEPT:
+            largest = max(self._nodes.values(), key=lambda n: n.ids)
+            _, (_, oldest) = largest.seen.popitem(last=False)
+            self._forget(largest, oldest)
+        return Verdict.ADMITTED
 
-    @property
-    def note(self) -> str:
+    def _forget(self, node: _Node, ids: set[str]) -> None:
+        node.ids -= len(ids)
+        self._total -= len(ids)
+
+    def forget(self, node: str) -> None:
+        """Remove a node."""
+        gone = self._nodes.pop(node, None)
+        if gone is not None:
+            self._total -= gone.ids
+
+    def note(self, verdict: Verdict) -> str:
         """What the finding that takes the rest says."""
+        limit, whose = (self.limit, "type came from this resource")
+        if verdict is Verdict.NODE_FULL:
+            limit, whose = self.limit * NODE_RESOURCES, "and other types came from this node"
         return (
-            f"More than {self.limit} different findings of this type came from this resource within "
-            f"{self._period_s / 60:.0f} minutes: the further ones are occurrences of this one."
+            f"More than {limit} different findings of this {whose} within {self._period_s / 60:.0f} minutes: the "
+            "further ones are occurrences of this one."
         )

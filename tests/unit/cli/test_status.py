@@ -209,6 +209,49 @@ def test_names_each_problem(data: dict[str, Any], expected: str) -> None:
     assert expected in list(problems(data))
 
 
+@pytest.mark.parametrize(
+    ("gaps", "expected"),
+    [
+        (
+            {"count": 1, "seconds": 42.04, "longest_s": 42.04, "too_long": True},
+            ["web-1: no agent watched for 42.0 s within a day"],
+        ),
+        (
+            {"count": 70, "seconds": 350.0, "longest_s": 9.0, "too_long": True},
+            ["web-1: no agent watched 70 times within a day, 350.0 s in all, 9.0 s at most"],
+        ),
+        ({"count": 1, "seconds": 4.0, "longest_s": 4.0, "too_long": False}, []),
+    ],
+)
+def test_a_gap_is_a_problem_when_it_is_too_long(gaps: dict[str, Any], expected: list[str]) -> None:
+    assert list(problems({"nodes": [node(hooks=[], gaps=gaps)]})) == expected
+
+
+def test_a_gap_is_shown_in_any_case(serve: Serve, vedette: Vedette) -> None:
+    good = document()
+    good["nodes"] = [node(hooks=[], gaps={"count": 1, "seconds": 4.0, "longest_s": 4.0, "too_long": False})]
+    serve(good)
+    result = vedette("status", "--check")
+    assert result.exit_code == 0
+    assert "  gaps    no agent watched for 4.0 s within a day" in result.stdout.splitlines()
+
+
+def test_pins_that_were_removed_are_a_problem_with_what_to_do(serve: Serve, vedette: Vedette) -> None:
+    reason = "its pin was removed; it ends with the agent"
+    hook = {"event": "exec", "hook": "sched_process_exec", "state": "loaded", "reason": reason}
+    data = document()
+    data["nodes"] = [node(hooks=[hook, {**hook, "reason": ""}])]
+    serve(data)
+    result = vedette("status", "--check")
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert "          1 lost their pins and end with the agent" in lines
+    assert list(problems(data)) == [
+        "web-1: the pins of 1 hooks were removed, of sched_process_exec for one: what happens while the agent is not "
+        "running is not seen. Find out who removed them, then restart the agent"
+    ]
+
+
 def test_a_refused_batch_that_the_agent_has_given_up_is_told_once() -> None:
     data = losing(refused_batches=1, spool_lost_batches=1, spool_lost_events=9)
     data["nodes"][0]["hooks"] = []

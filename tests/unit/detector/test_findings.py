@@ -16,9 +16,9 @@ from tests.unit.detector.botocore_shapes import problems
 from tests.unit.detector.detector_parts import BOOT
 from vedette_detector.config import DEFAULT_REDACTED_OPTIONS, DEFAULT_REDACTION
 from vedette_detector.engine.detection import ContainerRef, Detection
-from vedette_detector.findings import catalog
+from vedette_detector.findings import catalog, flood
 from vedette_detector.findings.build import CONTEXT_KEYS, LINEAGE_KEYS, PROCESS_KEYS, Identity, build, epoch_ns
-from vedette_detector.findings.flood import FloodGate
+from vedette_detector.findings.flood import FloodGate, Verdict
 from vedette_detector.findings.model import FindingUpdate, collect, fold_document, iso
 from vedette_detector.findings.resource import ContainerStates, Host, Resource, describe
 from vedette_detector.text import REDACTED, Redactor
@@ -433,11 +433,44 @@ def test_an_ec2_host_is_an_instance() -> None:
 def test_different_findings_of_one_resource_are_bounded_for_an_hour() -> None:
     now = 0.0
     gate = FloodGate(2, clock=lambda: now)
-    assert [gate.admits("t", "r", i) for i in ("a", "b", "c", "a", "c")] == [True, True, False, True, False]
-    assert gate.admits("t", "other", "c")
-    assert gate.admits("u", "r", "c")
+    full, admitted = Verdict.RESOURCE_FULL, Verdict.ADMITTED
+    verdicts = [gate.judge("n", "t", "r", i) for i in ("a", "b", "c", "a", "c")]
+    assert verdicts == [admitted, admitted, full, admitted, full]
+    assert gate.judge("n", "t", "other", "c") is admitted
+    assert gate.judge("n", "u", "r", "c") is admitted
+    assert gate.judge("m", "t", "r", "c") is admitted
     now = 3600.0
-    assert gate.admits("t", "r", "c")
+    assert gate.judge("n", "t", "r", "c") is admitted
+    assert gate.note(full).startswith("More than 2 different findings of this type came from this resource within 60")
+
+
+def test_a_node_that_makes_up_resources_is_bounded_and_others_are_not() -> None:
+    now = 0.0
+    gate = FloodGate(2, clock=lambda: now)
+    verdicts = [gate.judge("bad", "t", f"container-{n}", "a") for n in range(12)]
+    assert verdicts == [Verdict.ADMITTED] * 8 + [Verdict.NODE_FULL] * 4
+    assert gate.judge("bad", "t", "container-3", "a") is Verdict.ADMITTED
+    assert gate.judge("good", "t", "container-99", "a") is Verdict.ADMITTED
+    assert len(gate._nodes["bad"].seen) == 8
+    now = 3600.0
+    assert gate.judge("bad", "t", "container-99", "a") is Verdict.ADMITTED
+    assert gate.note(Verdict.NODE_FULL).startswith(
+        "More than 8 different findings of this and other types came from this node within 60 minutes"
+    )
+
+
+def test_what_is_remembered_of_findings_is_taken_from_the_node_with_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flood, "_IDS_KEPT", 6)
+    gate = FloodGate(100)
+    for node, count in (("quiet", 2), ("loud", 9)):
+        for number in range(count):
+            gate.judge(node, "t", f"r{number}", "a")
+    assert [list(gate._nodes[n].seen) for n in ("quiet", "loud")] == [
+        [("t", "r0"), ("t", "r1")],
+        [("t", "r5"), ("t", "r6"), ("t", "r7"), ("t", "r8")],
+    ]
+    gate.forget("loud")
+    assert gate._total == 2
 
 
 def test_the_documentation_lists_every_type_as_the_catalogue_has_it() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import logging
 import os
@@ -12,13 +14,28 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.detector.detector_parts import BOOT, SECOND, SESSION, Client, batch, client_of, running, scan
+from tests.unit.detector.detector_parts import (
+    BOOT,
+    SECOND,
+    SESSION,
+    Client,
+    batch,
+    client_of,
+    eventually,
+    running,
+    scan,
+)
+from vedette_detector import fair_queue
 from vedette_detector import service as service_module
 from vedette_detector import sessions as sessions_module
 from vedette_detector.config import Settings
+from vedette_detector.engine.pool import WorkerPool
+from vedette_detector.errors import OverloadedError
+from vedette_detector.intake import Intake
 from vedette_detector.journal import iter_entries
 from vedette_detector.service import Service
-from vedette_events.framing import BatchFlags, Counters
+from vedette_events.encode import encode_event
+from vedette_events.framing import BatchFlags, Counters, decode_header
 
 
 def acknowledged(document: dict[str, list[dict[str, int]]]) -> list[tuple[int, int]]:
@@ -243,3 +260,75 @@ async def test_nodes_without_a_sign_are_forgotten_after_a_while(
         service.liveness.clock = lambda: start + 300.0
         await service._keep_house()
         assert service.liveness.nodes == []
+
+
+async def test_a_node_with_much_waiting_makes_itself_wait_and_not_others(settings: Settings) -> None:
+    quiet_work = scan(1, path="/usr/bin/true")
+    large = [batch(n, *[quiet_work] * 4000, node="loud") for n in range(1, 14)]
+    assert decode_header(large[0])[0].raw_size > fair_queue.TURN
+    async with running(replace(settings, store_timeout_s=20.0)) as (service, client):
+        blocker = sqlite3.connect(settings.data_dir / "findings.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        posted = [asyncio.create_task(client.post(large[0]))]
+        await eventually(lambda: service.intake._group_began, "the first batch is under way")
+        posted.append(asyncio.create_task(client.post(*large[1:])))
+        await eventually(lambda: len(service.intake._queue) == 12, "the others wait")
+        posted.append(asyncio.create_task(client.post(batch(1, node="quiet"))))
+        await eventually(lambda: len(service.intake._queue) == 13, "so does the other node's")
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert [(await task)[0] for task in posted] == [200, 200, 200]
+        order = [e.node for e in iter_entries(settings.journal_dir)]
+        assert order.index("quiet") <= 2
+        assert order.count("loud") == 13
+
+
+def test_one_node_leaves_room_for_others(settings: Settings) -> None:
+    service = Service(replace(settings, max_waiting_bytes=1200))
+    try:
+        intake = Intake(
+            pool=WorkerPool(1),
+            journal=service.journal,
+            store=service.store,
+            to_finding=service.to_finding,
+            max_waiting_bytes=1200,
+            occurrences=1,
+        )
+
+        def fill(node: str, size: int) -> int:
+            """How much the node gets in, in requests of ``size`` that stay."""
+            taken = 0
+            with contextlib.suppress(OverloadedError):
+                while True:
+                    stack.enter_context(intake.room_for(size, node))
+                    taken += size
+            return taken
+
+        with contextlib.ExitStack() as stack:
+            assert fill("loud", 100) == 600
+            assert fill("second", 100) == 300
+            assert fill("third", 100) == 200  # one is always admitted, so long as there is room at all
+            with pytest.raises(OverloadedError, match="600 bytes of this node's batches wait already") as refused:
+                intake.admit(100, "loud")
+            assert refused.value.reason == "Overloaded"
+            assert fill("fourth", 100) == 100
+        assert (intake.arriving_bytes, dict(intake._bytes_of)) == (0, {})
+        with contextlib.ExitStack() as stack:
+            assert fill("", 100) == 1200  # whoever may speak for any node is not held to a share
+    finally:
+        service.close()
+
+
+async def test_a_node_that_makes_up_containers_ends_in_one_finding_of_the_node(settings: Settings) -> None:
+    async with running(replace(settings, findings_per_hour=2)) as (service, client):
+        for number in range(1, 13):
+            path = f"/kubepods/pod{number:032d}/{number:064x}"
+            group = encode_event("cgroup", time=SESSION + number * SECOND, cgroup=number, path=path)
+            await client.post(batch(number, group, scan(number, cgroup=number)))
+        await client.post(batch(1, node="other"))
+        found = service.store.list(limit=100)
+        assert len([f for f in found if f.resource_type == "Container"]) == 8
+        (overflow,) = [f for f in found if f.node == "node-a" and f.resource_type == "Instance"]
+        assert overflow.count == 4
+        assert overflow.document["vedette"]["notes"][0].startswith("More than 8 different findings of this and other")
+        assert [f.count for f in found if f.node == "other"] == [1]
