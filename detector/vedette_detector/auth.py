@@ -44,7 +44,8 @@ class Identity:
             AuthorizationError: it may not.
         """
         if self.node is not None and self.node != node:
-            raise AuthorizationError(f"{self.subject} may deliver for node {self.node!r} only", reason="WrongNode")
+            what = f"deliver for node {self.node!r} only" if self.node else "not deliver"
+            raise AuthorizationError(f"{self.subject} may {what}", reason="WrongNode")
 
 
 class Authenticator(Protocol):

@@ -12,7 +12,7 @@ from vedette_detector.findings.model import iso
 from vedette_detector.intake import Intake
 from vedette_detector.ledger import NoteKind, Totals
 from vedette_detector.liveness import Liveness
-from vedette_detector.metrics import _metric as metric
+from vedette_detector.metrics import metric
 from vedette_detector.store import Losses, Store
 
 KEPT_S = 5.0

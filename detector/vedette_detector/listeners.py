@@ -13,15 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from vedette_detector.auth import Authenticator, PeerCredentials, TokenFile
 from vedette_detector.cluster.token_review import TokenReviews
 from vedette_detector.config import Settings
 from vedette_detector.errors import ConfigError
-from vedette_detector.metrics import _metric as metric
+from vedette_detector.metrics import metric
 from vedette_detector.tls import ServingCertificate
 
 log = logging.getLogger(__name__)
+
+
+def _leave_out_malformed(record: logging.LogRecord) -> bool:
+    """Whether aiohttp's record is of the detector, and not of a request that is no HTTP.
+
+    Those are answered with 400, and anybody can send them: the record would quote the header that was malformed, with
+    the token in it.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+_http_log = logging.getLogger("vedette_detector.http")
+_http_log.addFilter(_leave_out_malformed)
 
 ANSWER_S = 10.0
 """How long requests under way may take until they are answered when the detector stops; a pod has 30 s in all."""
@@ -69,7 +84,9 @@ class Listeners:
                 continue
             authenticator = PeerCredentials(self._settings.agent_uid) if kind == "unix:" else self._over_https
             assert authenticator is not None
-            runner = web.AppRunner(self._make_app(authenticator), access_log=None, shutdown_timeout=ANSWER_S)
+            runner = web.AppRunner(
+                self._make_app(authenticator), access_log=None, logger=_http_log, shutdown_timeout=ANSWER_S
+            )
             self._runners.append(runner)
             await runner.setup()
             for address in addresses:

@@ -14,7 +14,8 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def _metric(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> str:
+def metric(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> str:
+    """One metric with its samples: labels and value."""
     lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
     for labels, value in samples:
         shown = ",".join(f'{k}="{_escaped(v)}"' for k, v in labels.items())
@@ -36,26 +37,26 @@ def render(intake: Intake, journal_bytes: int, liveness: Liveness) -> str:
     ]
     return "".join(
         (
-            _metric(
+            metric(
                 "vedette_batches_total",
                 "counter",
                 "Batches received, by what became of them.",
                 [({"result": k}, float(v)) for k, v in results.items()],
             ),
-            _metric(
+            metric(
                 "vedette_requests_refused_total",
                 "counter",
                 "Requests answered with 503 because too much waited.",
                 [({}, float(statistics.refused))],
             ),
-            _metric(
+            metric(
                 "vedette_events_total",
                 "counter",
                 "Events applied, by type.",
                 [({"type": k}, float(v)) for k, v in sorted(statistics.events_by_type.items())],
             ),
-            _metric("vedette_detections_total", "counter", "Confirmed hits.", [({}, float(statistics.detections))]),
-            _metric(
+            metric("vedette_detections_total", "counter", "Confirmed hits.", [({}, float(statistics.detections))]),
+            metric(
                 "vedette_findings_total",
                 "counter",
                 "Findings written.",
@@ -64,58 +65,58 @@ def render(intake: Intake, journal_bytes: int, liveness: Liveness) -> str:
                     ({"change": "updated"}, float(statistics.findings_updated)),
                 ],
             ),
-            _metric(
+            metric(
                 "vedette_rule_errors_total",
                 "counter",
                 "Rules and detectors that failed on an event.",
                 [({}, float(statistics.unit_errors))],
             ),
-            _metric(
+            metric(
                 "vedette_group_seconds_total",
                 "counter",
                 "Time spent on groups of batches, journal and commit included.",
                 [({}, statistics.group_seconds)],
             ),
-            _metric("vedette_groups_total", "counter", "Groups committed or failed.", [({}, float(statistics.groups))]),
-            _metric(
+            metric("vedette_groups_total", "counter", "Groups committed or failed.", [({}, float(statistics.groups))]),
+            metric(
                 "vedette_engine_seconds_total",
                 "counter",
                 "Time spent by the engine.",
                 [({}, statistics.engine_seconds)],
             ),
-            _metric(
+            metric(
                 "vedette_waiting_bytes",
                 "gauge",
                 "Batches that wait to be applied.",
                 [({}, float(intake.waiting_bytes))],
             ),
-            _metric("vedette_journal_bytes", "gauge", "Size of the raw event journal.", [({}, float(journal_bytes))]),
-            _metric(
+            metric("vedette_journal_bytes", "gauge", "Size of the raw event journal.", [({}, float(journal_bytes))]),
+            metric(
                 "vedette_healthy",
                 "gauge",
                 "1 when the last group could be made durable.",
                 [({}, float(intake.last_error is None and intake.stalled_s is None))],
             ),
-            _metric(
+            metric(
                 "vedette_nodes",
                 "gauge",
                 "Nodes heard of, by whether their heartbeat is recent.",
                 [({"state": "silent"}, float(silent)), ({"state": "reporting"}, float(len(nodes) - silent))],
             ),
-            _metric(
+            metric(
                 "vedette_gap_seconds_total",
                 "counter",
                 "Time between two agents of a node in which none watched.",
                 [({"node": node}, seconds) for node, seconds in list(intake.gap_seconds.items())[:_SESSIONS_SHOWN]],
             ),
-            _metric(
+            metric(
                 "vedette_gaps_total",
                 "counter",
                 "How often a node was without an agent.",
                 [({"node": node}, float(count)) for node, count in list(intake.gaps.items())[:_SESSIONS_SHOWN]],
             ),
-            _metric("vedette_lost_events", "gauge", "Events lost in each node's newest session, by where.", lost),
-            _metric(
+            metric("vedette_lost_events", "gauge", "Events lost in each node's newest session, by where.", lost),
+            metric(
                 "vedette_outstanding_events",
                 "gauge",
                 "Events emitted by each node's kernel in its newest session that have neither arrived nor been lost.",

@@ -508,7 +508,9 @@ class Service:
         self.rates.add(header.node, header.count, len(data), time.time())
 
     async def stop(self) -> None:
-        """Answer what waits, then close everything."""
+        """Take no more batches, answer those that wait, then close everything."""
+        if hasattr(self, "intake"):
+            self.intake.refuse()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

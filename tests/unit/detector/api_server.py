@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -68,9 +68,13 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self.key, hashes.SHA256())
 
-    def issue(self, *hosts: str, valid_for: datetime.timedelta = datetime.timedelta(hours=1)) -> tuple[bytes, bytes]:
-        """Certificate and private key (PEM) of a server of these names and addresses."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    def issue(
+        self, *hosts: str, valid_for: datetime.timedelta = datetime.timedelta(hours=1), kind: str = "ecdsa"
+    ) -> tuple[bytes, bytes]:
+        """Certificate and private key (PEM) of a server of these names and addresses; ``kind``: ecdsa or rsa."""
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey = ec.generate_private_key(ec.SECP256R1())
+        if kind == "rsa":
+            key = rsa.generate_private_key(65537, 2048)
         certificate = self._sign(hosts[0], key.public_key(), hosts, valid_for, authority=False)
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
