@@ -204,6 +204,8 @@ def _context(values: Values, tls: TlsMaterial, observed: Mapping[str, str]) -> d
             "ca_mounted": not (detector.external and detector.external.system_certificates),
             "max_unavailable": _number_or_text(agent.max_unavailable),
             "host_path": agent.host_path,
+            "unconfined": agent.app_armor_profile == "Unconfined",
+            "se_linux_type": agent.se_linux_type,
             "cgroup_path": agent.cgroup_path,
             **_scheduling(agent),
         },

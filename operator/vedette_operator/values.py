@@ -259,6 +259,15 @@ class Agent:
         "Directory of the node that holds the spool.", "/var/lib/vedette/agent", check=_path, empty=False
     )
     cgroup_path: str = field("Where the node has its cgroups.", "/sys/fs/cgroup", check=_path, empty=False)
+    app_armor_profile: Literal["RuntimeDefault", "Unconfined"] = field(
+        "With the runtime's own profile the node's own processes are not hashed; `Unconfined` needs Kubernetes 1.30.",
+        "RuntimeDefault",
+    )
+    se_linux_type: str = field(
+        "SELinux type of the agent, where the one of ordinary containers may not load BPF programs; empty: theirs.",
+        "",
+        check=_pattern(r"[a-z][a-z0-9_]{0,62}", "an SELinux type such as spc_t"),
+    )
     resources: Resources = field("Requests and limits.", _agent_resources)
     tolerations: tuple[Toleration, ...] = field("Taints that agents tolerate.", _everywhere)
     node_selector: Mapping[str, str] = field(

@@ -57,6 +57,8 @@ CASES: dict[str, tuple[Any, TlsMaterial | None]] = {
                 "ec2Metadata": False,
                 "hostPath": "/mnt/vedette",
                 "cgroupPath": "/sys/fs/cgroup/unified",
+                "appArmorProfile": "Unconfined",
+                "seLinuxType": "spc_t",
                 "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "512Mi", "cpu": 2}},
                 "tolerations": [
                     {"key": "dedicated", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
