@@ -169,9 +169,9 @@ class KubernetesContext:
         return found
 
     async def lookup(
-        self, container: ContainerRef, node: str, executable: str = "", *, wait_s: float = WAIT_S
+        self, container: ContainerRef, node: str, executable: str = "", *, wait_s: float | None = None
     ) -> PodContext | Unknown:
-        """What is known at once, or after waiting for at most ``wait_s`` where more may come."""
+        """What is known at once, or after waiting for at most ``wait_s`` (`WAIT_S`) where more may come."""
         await self.settled([Wanted(container, node, executable)], wait_s)
         return self.find(container, node, executable)
 
@@ -181,13 +181,13 @@ class KubernetesContext:
             return []
         return [w for w in wanted if not self._find(w)[1] and not self._was_waited_for(w)]
 
-    async def settled(self, wanted: Sequence[Wanted], wait_s: float = WAIT_S) -> None:
-        """Wait until nothing of ``wanted`` is worth waiting for, for at most ``wait_s`` in all."""
+    async def settled(self, wanted: Sequence[Wanted], wait_s: float | None = None) -> None:
+        """Wait until nothing of ``wanted`` is worth waiting for, for at most ``wait_s`` (`WAIT_S`) in all."""
         left = self.pending(wanted)
         if not left:
             return
         began = self._clock()
-        deadline = began + wait_s
+        deadline = began + (WAIT_S if wait_s is None else wait_s)
         self.statistics.waits += 1
         changed = asyncio.Event()
         self._wake.add(changed)
@@ -323,7 +323,7 @@ def _missing_container(match: ContainerMatch) -> str:
     if match.candidates:
         names = ", ".join(match.candidates)
         return f"container: the kubelet has not reported its id; it may be one of: {names}"
-    return "container: its id is in no status of the pod"
+    return "container: its id is in no status of the pod: it is the sandbox, or was started again just now"
 
 
 def _iso(moment: float) -> str:

@@ -87,8 +87,7 @@ def match_container(pod: Pod, container_id: str, executable: str = "") -> tuple[
         return ContainerMatch(candidates=tuple(c.name for c in starting), inferred=True), False
     if paused:
         return ContainerMatch(Kind.SANDBOX, inferred=True), False
-    running = [c.name for c in pod.template.containers if (s := pod.status(c.name)) is not None and s.running]
-    return ContainerMatch(candidates=tuple(running), inferred=True), False
+    return ContainerMatch(), False
 
 
 def _may_start(spec: ContainerSpec, status: ContainerStatus | None) -> bool:

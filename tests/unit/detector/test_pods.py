@@ -147,7 +147,7 @@ SIDECAR = {"name": "proxy", "image": "proxy", "restartPolicy": "Always"}
             pod("p", "web", "log"),
             THIRD_ID,
             "/bin/sh",
-            (None, "", True, False, ("web", "log"), False),
+            (None, "", False, False, (), False),
             id="all reported, none has it: one was started again",
         ),
         pytest.param(
@@ -220,7 +220,7 @@ SIDECAR = {"name": "proxy", "image": "proxy", "restartPolicy": "Always"}
             pod(ephemeral=(DEBUG,), ephemeral_statuses=(status("debugger", THIRD_ID, state="terminated"),)),
             OTHER_ID,
             "",
-            (None, "", True, False, ("web",), False),
+            (None, "", False, False, (), False),
             id="an ephemeral container that ended does not start again",
         ),
     ],
