@@ -268,4 +268,31 @@ class ContainerMountsHostDirectory(Detector):
                 },
             ],
         },
+        {
+            "name": "runc enters the cgroup before it re-executes itself, and sets the container up by a child",
+            "match": False,
+            "events": [
+                {"event": "exec", "path": "/usr/sbin/runc", "argv": ["runc", "create"], "pid": 900, "mnt_ns": 1},
+                {
+                    "event": "exec",
+                    "path": "/",
+                    "argv": ["runc", "init"],
+                    "pid": 901,
+                    "ppid": 900,
+                    "container": True,
+                    "pid_ns": 0xEFFFFFFC,
+                    "mnt_ns": 1,
+                },
+                {"event": "fork", "pid": 901, "child_pid": 902, "container": True},
+                {"event": "fork", "pid": 902, "child_pid": 1000, "container": True},
+                {
+                    "event": "mount",
+                    "op": 1,
+                    "source": "/var/lib/kubelet/pods/0/volumes/kubernetes.io~projected/token",
+                    "target": "/proc/self/fd/6",
+                    "mount_flags": 20481,
+                    "container": True,
+                },
+            ],
+        },
     )

@@ -245,7 +245,9 @@ def is_runtime_setup(process: Process, history: NodeHistory) -> bool:
     # its parent on the host then.
     if began.pid_ns != INITIAL_PID_NS:
         return False
-    parent = history.parent(process)
+    # It then makes two more of itself (runc:[1:CHILD], runc:[2:INIT]), which have this exec from it.
+    executed = next((p for p in chain(process, history, 4) if (p.pid, p.start) == (began.pid, began.start)), None)
+    parent = history.parent(executed) if executed is not None else None
     if parent is None or parent.exec is None or parent.mnt_ns != began.mnt_ns:
         return False
     return history.container_of(parent.exec) is None
