@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vedette_detector import filters, ingest, metrics
+from vedette_detector.cluster import measures
 from vedette_detector.cluster.api import IN_CLUSTER, KubernetesApi
 from vedette_detector.cluster.context import KubernetesContext
 from vedette_detector.cluster.nodes import NodeInfo
@@ -390,7 +391,8 @@ class Service:
         """Prometheus text."""
         rendered = metrics.render(self.intake, self.journal.size, self.liveness)
         access = self.listeners.metrics() if self.listeners is not None else ""
-        return rendered + await self.coverage_report.metrics() + access
+        watches = measures.render(self.cluster) if self.cluster is not None else ""
+        return rendered + await self.coverage_report.metrics() + access + watches
 
     async def coverage(self) -> dict[str, Any]:
         """What the operator asks: which nodes are covered, and why others are not."""

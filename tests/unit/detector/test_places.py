@@ -68,6 +68,9 @@ async def test_a_finding_names_its_pod(settings: Settings, tmp_path: Path) -> No
             "jobs": 0,
         }
         assert [n.name for n in service.cluster_nodes() or ()] == ["node-a", "node-b"]
+        _, text = await client.get("/metrics")
+        assert 'vedette_kubernetes_objects{resource="nodes"} 2\n' in text
+        assert 'vedette_kubernetes_lookups_total{pod="known"} 1\n' in text
 
 
 async def test_only_the_session_of_a_finding_that_waits_is_held_back(
