@@ -41,7 +41,7 @@ packages_wanted() {
 
 # What the local Kubernetes takes from the distribution; the rest of it is compiled (tools/localcluster).
 cluster_packages_wanted() {
-  echo gcc libc6-dev etcd-server containerd containernetworking-plugins runc iptables conntrack iproute2 util-linux
+  echo gcc libc6-dev containerd containernetworking-plugins runc iptables conntrack iproute2 util-linux
 }
 
 installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
@@ -54,7 +54,6 @@ satisfied() {
     postgresql) compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null ;;
     clang) command -v clang >/dev/null ;;
     containerd) command -v containerd >/dev/null ;;
-    etcd-server) command -v etcd >/dev/null ;;
     *) installed "$1" ;;
   esac
 }

@@ -19,7 +19,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     up = commands.add_parser("up", parents=[named], help="bring it up, or what is missing of it")
     up.add_argument("--simulated-nodes", type=int, default=0, metavar="K", help="nodes that exist in the API only")
-    commands.add_parser("build", help="compile the components, as far as the cache does not have them; up does it too")
+    make = commands.add_parser(
+        "build", help="compile the components, as far as the cache does not have them; up does too"
+    )
+    make.add_argument("--kwok", action="store_true", help="also what simulated nodes need")
     commands.add_parser("down", parents=[named], help="take everything away")
     commands.add_parser("status", parents=[named], help="what runs; exit code 1 when something does not")
     commands.add_parser("kubeconfig", parents=[named], help="print the path of the administrator's kubeconfig")
@@ -59,7 +62,7 @@ def _logs(cluster: Cluster, component: str | None, lines: int) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the options say; the exit code."""
     if arguments.command == "build":
-        build.components(lambda line: print(line, file=sys.stderr, flush=True), simulated_nodes=True)
+        build.components(lambda line: print(line, file=sys.stderr, flush=True), simulated_nodes=arguments.kwok)
         return 0
     cluster = Cluster(arguments.name)
     match arguments.command:

@@ -33,7 +33,7 @@ from tools.localcluster.processes import tail
 
 SOURCES = Path(__file__).parent / "components"
 GO_NEEDED = (1, 26)
-"""kwok 0.8 is written for 1.26; Kubernetes 1.35 and CoreDNS for 1.25."""
+"""kwok 0.8 and etcd 3.6.16 are written for 1.26; Kubernetes 1.35 and CoreDNS for 1.25."""
 GO_FETCHED = "1.26.8"
 GO_CHECKSUMS = {"amd64": "30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7"}
 """SHA-256 of golang.org/toolchain@v0.0.1-go1.26.8.linux-ARCH.zip."""
@@ -75,6 +75,7 @@ KUBERNETES = Module(
     },
     _version_flags(KUBERNETES_VERSION),
 )
+ETCD = Module("etcd", {"etcd": "."})
 COREDNS = Module("coredns", {"coredns": "."})
 KWOK = Module("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"})
 
@@ -283,6 +284,7 @@ class Components:
 
     kubernetes: Path
     """Directory of the Kubernetes programs."""
+    etcd: Path
     images: tuple[Path, ...]
     """Archives of the images the cluster itself needs."""
     kwok: Path | None = None
@@ -298,6 +300,7 @@ def components(say: Say, *, simulated_nodes: bool = False) -> Components:
     go = find_go(say)
     return Components(
         kubernetes=build(KUBERNETES, go, say),
+        etcd=build(ETCD, go, say) / "etcd",
         images=(pause_image(say), dns_image(build(COREDNS, go, say))),
         kwok=build(KWOK, go, say) / "kwok" if simulated_nodes else None,
     )

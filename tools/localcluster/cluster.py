@@ -318,9 +318,7 @@ class Cluster:
         def ensure(program: Program) -> None:
             processes.ensure(layout, program, procs)
 
-        known = subprocess.run([machine.etcd, "--help"], capture_output=True, text=True, check=False)
-        fast = ["--unsafe-no-fsync"] if "--unsafe-no-fsync" in known.stdout + known.stderr else []
-        ensure(programs.etcd(layout, machine.etcd, extra=fast))
+        ensure(programs.etcd(layout, components))
         ensure(programs.api_server(layout, network, components))
         ensure(programs.containerd(layout, machine.containerd))
         self._wait(self._containerd_ready, 20, "containerd")
@@ -337,6 +335,7 @@ class Cluster:
             for manifest in (*addons.dns(network), addons.storage_class()):
                 api.apply(manifest)
             self._wait(lambda: self._node_ready(api), 60, "kubelet", "containerd", "kube-controller-manager")
+            self._wait(lambda: self._pods_known(api), 60, "kubelet", "containerd")
             self._step("node")
             for number in range(addons.VOLUMES):
                 api.apply(addons.volume(layout, number))
@@ -429,6 +428,15 @@ class Cluster:
             return False
         renewed = datetime.datetime.fromisoformat(lease["spec"]["renewTime"]).timestamp()
         return renewed >= time.time() - kubelet.age_s
+
+    def _pods_known(self, api: Api) -> bool:
+        """Whether the kubelet knows the pods it has: one that was started again answers before it does."""
+        node = self.node_name
+        wanted = api.request("GET", f"/api/v1/pods?resourceVersion=0&fieldSelector=spec.nodeName={node}")["items"]
+        known = api.request("GET", f"/api/v1/nodes/{node}/proxy/pods")["items"] or []
+        return {pod["metadata"]["uid"] for pod in wanted if not _mirrored(pod)} <= {
+            pod["metadata"]["uid"] for pod in known
+        }
 
     def _simulate(self, network: Network, count: int) -> None:
         """Make the simulated nodes that are missing, remove those that are too many."""
@@ -596,6 +604,11 @@ class Cluster:
 def _ready(item: dict[str, Any], condition: str) -> bool:
     conditions = item.get("status", {}).get("conditions", [])
     return any(c["type"] == condition and c["status"] == "True" for c in conditions)
+
+
+def _mirrored(pod: dict[str, Any]) -> bool:
+    """Whether a pod stands for a static one, which has another uid at the kubelet."""
+    return "kubernetes.io/config.mirror" in pod["metadata"].get("annotations", {})
 
 
 def _archive_names(archive: Path) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tools.localcluster.errors import PrerequisiteError
 
-_COMMANDS = ("etcd", "containerd", "runc", "iptables", "conntrack", "ip", "nsenter", "unshare", "mount", "gcc", "awk")
+_COMMANDS = ("containerd", "runc", "iptables", "conntrack", "ip", "nsenter", "unshare", "mount", "gcc", "awk")
 _CNI_DIRECTORIES = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 _CNI_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 
@@ -20,7 +20,6 @@ _CNI_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 class Machine:
     """What was found."""
 
-    etcd: str
     containerd: str
     runc: str
     cni_binaries: Path
@@ -49,7 +48,6 @@ def check() -> Machine:
     if missing or directory is None:
         raise PrerequisiteError(f"missing: {', '.join(missing)}. Install with: sudo tools/bootstrap.sh cluster")
     return Machine(
-        etcd=found["etcd"] or "",
         containerd=found["containerd"] or "",
         runc=found["runc"] or "",
         cni_binaries=directory,

@@ -69,7 +69,7 @@ def find(layout: Layout, name: str) -> Running | None:
     try:
         noted = json.loads((layout.pids / f"{name}.json").read_text())
         running = Running(int(noted["pid"]), int(noted["start_time"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return running if start_time(running.pid) == running.start_time else None
 
