@@ -2,13 +2,14 @@
 
 A node's batches go to one worker, in order, so its history is whole there. Rules and lists are swapped while batches
 flow. A worker that dies is replaced: its history is rebuilt from the batches that a callback yields, and what it had
-not answered is given to the new one. A batch that kills two workers is refused.
+not answered is given to the new one. A batch that kills two workers is refused, or left out of the history.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import pickle
 import socket
@@ -82,6 +83,8 @@ class _Worker:
         self.pool = pool
         self.restarts = 0
         self.waiting: deque[_Request] = deque()
+        self._unsent: deque[_Request] = deque()  # what earlier processes left unanswered and this one is yet to get
+        self._generation = 0  # of the process; counted up when one ends
         self._bytes = 0
         self._room = asyncio.Condition()
         self._process: asyncio.subprocess.Process | None = None
@@ -115,20 +118,22 @@ class _Worker:
             ours.close()
             raise
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
-        unanswered = self.waiting
+        generation = self._generation
+        self._unsent.extend(self.waiting)
         self.waiting = deque()
         self._reading = asyncio.create_task(self._read(reader), name=f"engine worker {self.number}")
         setup = pickle.dumps(self.pool.setup(), pickle.HIGHEST_PROTOCOL)
         self._writer.write(pack(SETUP, setup) + setup)
         try:
-            await self._rebuild()
+            await self._rebuild(generation)
         finally:
-            # Also when the new worker died meanwhile: its successor takes them over from here.
-            for request in unanswered:
-                self._send(request)
-            self._ready.set()
+            # A worker that died meanwhile leaves them to its successor, which rebuilds for itself.
+            if generation == self._generation:
+                while self._unsent:
+                    self._send(self._unsent.popleft())
+                self._ready.set()
 
-    async def _rebuild(self) -> None:
+    async def _rebuild(self, generation: int) -> None:
         if self.pool.history is None:
             return
         batches = self.pool.history(lambda node: self.pool.number_of(node) == self.number)
@@ -136,14 +141,20 @@ class _Worker:
         count = 0
         while True:
             batch = await asyncio.to_thread(next, batches, None)
+            if generation != self._generation:
+                return  # what is written now would reach the next process, and be its history twice
             if batch is None:
                 break
+            if self.pool.kills(batch):
+                continue
             count += 1
             under_way.append(self._send(self._request(REPLAY, bytes(batch))))
             if len(under_way) >= _MAX_REPLAYS_UNDER_WAY:
                 await asyncio.wait([under_way.popleft()])
         if under_way:
             await asyncio.wait(under_way)
+        if generation != self._generation:
+            return
         log.info("engine worker %d rebuilt its history from %d batches", self.number, count)
 
     def _request(self, kind: int, payload: bytes) -> _Request:
@@ -207,6 +218,7 @@ class _Worker:
     async def _ended(self) -> None:
         assert self._process is not None
         assert self._writer is not None
+        self._generation += 1
         self._writer.close()
         code = await self._process.wait()
         self._bytes = 0
@@ -237,6 +249,8 @@ class _Worker:
         kept: deque[_Request] = deque()
         for place, request in enumerate(self.waiting):
             if request.kind == REPLAY:
+                if place == 0:
+                    self.pool.died_of(request.payload)
                 request.answer.cancel()
                 continue
             if request.answer.done():
@@ -252,6 +266,8 @@ class _Worker:
         self.waiting = kept
 
     def _fail_all(self, message: str) -> None:
+        self.waiting.extend(self._unsent)
+        self._unsent.clear()
         while self.waiting:
             request = self.waiting.popleft()
             if not request.answer.done():
@@ -308,6 +324,20 @@ class WorkerPool:
         self._detectors = tuple(detectors)
         self._workers = [_Worker(number, self) for number in range(size)]
         self._watching: asyncio.Task[None] | None = None
+        self._deaths: dict[bytes, int] = {}
+
+    def died_of(self, replayed: bytes) -> None:
+        """A worker died while this batch of the history was the oldest that it had not answered."""
+        digest = hashlib.sha256(replayed).digest()
+        self._deaths[digest] = self._deaths.get(digest, 0) + 1
+
+    def kills(self, replayed: bytes) -> bool:
+        """Whether history is rebuilt without this batch, because two workers have died of it."""
+        if not self._deaths or self._deaths.get(hashlib.sha256(replayed).digest(), 0) < 2:
+            return False
+        header, _ = decode_header(replayed)
+        log.error("two engine workers died of batch %d of session %d: left out", header.sequence, header.session)
+        return True
 
     def setup(self) -> tuple[Any, ...]:
         """What a new worker is given first."""

@@ -8,6 +8,7 @@ Messages: ``<u32 length><u8 kind><length bytes>``. Every request but ``SETUP`` i
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import pickle
@@ -114,7 +115,8 @@ def main() -> None:
     _native.keep_freed_memory()
     # Batches make few cycles and history holds many objects: the default threshold would walk them all the time.
     gc.set_threshold(50_000, 20, 50)
-    with socket.socket(fileno=int(sys.argv[1])) as channel:
+    # A parent that was killed leaves answers unread and requests half sent. There is nobody to tell of it.
+    with socket.socket(fileno=int(sys.argv[1])) as channel, contextlib.suppress(ConnectionError):
         Server(channel).serve()
 
 

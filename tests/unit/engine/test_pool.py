@@ -3,14 +3,19 @@
 import asyncio
 import importlib
 import os
+import pickle
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from vedette_detector.engine import pool as pool_module
+from vedette_detector.engine.context import EngineSettings
 from vedette_detector.engine.pool import EngineError, WorkerPool
+from vedette_detector.engine.worker import SETUP, STATUS, pack
 from vedette_detector.sigma.loader import Ruleset, load_rule_text
 from vedette_detector.sigma.rule_tests import encode_events, make_header
 from vedette_detector.threat_lists import ThreatLists
@@ -146,6 +151,108 @@ async def test_batches_under_way_survive_the_death_of_their_worker() -> None:
         assert [len(outcome.detections) for outcome in outcomes] == [1] * 5
     finally:
         await pool.close()
+
+
+async def test_a_worker_that_dies_while_its_history_is_rebuilt_does_not_get_it_twice() -> None:
+    journal = [frame("a", n, exec_of(f"/opt/p{n}", pid=100 + n, ppid=1)) for n in range(1, 41)]
+    kills: list[int] = []
+
+    def history(wanted: Callable[[str], bool]) -> Iterator[bytes]:
+        kill = len(kills) < 3
+        for number, one in enumerate(journal):
+            if kill and number == 20:
+                pid = pool.pids[0]
+                assert pid is not None
+                kills.append(pid)
+                os.kill(pid, signal.SIGKILL)
+            if kill and number > 20:
+                time.sleep(0.02)  # so that the next worker starts while this one's batches still come
+            yield one
+
+    once = WorkerPool(1, rules("nmap"), history=lambda wanted: iter(journal))
+    pool = WorkerPool(1, rules("nmap"), history=history)
+    try:
+        await once.start()
+        await pool.start()
+        outcome = await pool.submit(frame("a", 41, exec_of("/usr/bin/nmap", pid=7, ppid=140)))
+        assert [d.key for d in outcome.detections] == [("/opt/p40",)]
+        await once.submit(frame("a", 41, exec_of("/usr/bin/nmap", pid=7, ppid=140)))
+        (died,), (undisturbed,) = await pool.status(), await once.status()
+        assert (died.restarts, len(kills)) == (3, 3)
+        assert died.nodes["a"]["rows"] == undisturbed.nodes["a"]["rows"]
+    finally:
+        await pool.close()
+        await once.close()
+
+
+async def test_what_waits_for_a_worker_that_dies_again_is_judged_once_with_history() -> None:
+    journal = [frame("a", n, exec_of("/opt/other", pid=200 + n)) for n in range(1, 29)]
+    journal.append(frame("a", 29, exec_of("/opt/parent", pid=6, ppid=1)))
+    rounds: list[int] = []
+
+    def history(wanted: Callable[[str], bool]) -> Iterator[bytes]:
+        rounds.append(len(rounds))
+        for number, one in enumerate(journal):
+            if len(rounds) == 2 and number == 10:
+                pid = pool.pids[0]
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+            if len(rounds) >= 2:
+                time.sleep(0.01)
+            yield one
+
+    pool = WorkerPool(1, rules("nmap"), history=history)
+    await pool.start()
+    try:
+        pid = pool.pids[0]
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        submitted = [asyncio.create_task(pool.submit(frame("a", n, exec_of("/usr/bin/nmap")))) for n in range(30, 34)]
+        while len(pool._workers[0].waiting) < 4:  # noqa: ASYNC110 - nobody is told of a request
+            await asyncio.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        outcomes = await asyncio.gather(*submitted)
+        assert [[d.key for d in outcome.detections] for outcome in outcomes] == [[("/opt/parent",)]] * 4
+        assert len(rounds) == 3
+    finally:
+        await pool.close()
+
+
+async def test_a_batch_in_the_history_that_kills_workers_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Judged by rules, it would be refused; replayed it is not judged, so what kills here is the worker's own code.
+    bad = frame("a", 2, exec_of("/bin/true"))
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    killer = importlib.import_module("replay_killer").ReplayKiller(bad)
+    journal = [frame("a", 1, exec_of("/opt/parent", pid=6, ppid=1)), bad, frame("a", 3, exec_of("/bin/other"))]
+    pool = WorkerPool(1, rules("nmap"), detectors=(killer,), history=lambda wanted: iter(journal))
+    await pool.start()
+    try:
+        outcome = await pool.submit(frame("a", 4, exec_of("/usr/bin/nmap")))
+        assert [d.key for d in outcome.detections] == [("/opt/parent",)]
+        assert (await pool.status())[0].restarts == 2
+    finally:
+        await pool.close()
+
+
+async def test_a_worker_whose_parent_dies_ends_without_a_word() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "vedette_detector.engine.worker",
+            str(theirs.fileno()),
+            pass_fds=(theirs.fileno(),),
+            stderr=asyncio.subprocess.PIPE,
+        )
+    setup = pickle.dumps((rules("nmap"), ThreatLists(), EngineSettings(), ()))
+    ours.sendall(pack(SETUP, setup) + setup + pack(STATUS, b""))
+    ours.recv(1, socket.MSG_PEEK)  # an answer is there, and will not be read: closing resets the connection
+    ours.sendall(pack(STATUS, b"") * 100)
+    ours.close()
+    _, errors = await process.communicate()
+    assert (process.returncode, errors.decode()) == (0, "")
 
 
 async def test_a_batch_that_kills_two_workers_is_refused_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
