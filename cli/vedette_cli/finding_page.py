@@ -81,6 +81,7 @@ def summary(finding: Finding) -> list[Line]:
         ("Seen", f"{last} UTC" if finding.count == 1 else f"{show_count(finding.count)} times, {first} to {last} UTC"),
         ("Where", f"{where(finding)}, node {finding.node}" if finding.resource_type != "Instance" else where(finding)),
     ]
+    lines += kubernetes_lines(document)
     container = dig(document, "resource", "containerDetails")
     if isinstance(container, dict):
         lines += [("", f"{key}: {container[key]}") for key in ("id", "image", "containerRuntime") if container.get(key)]
@@ -114,6 +115,83 @@ def summary(finding: Finding) -> list[Line]:
         lines.append(("Counted by", ", ".join(map(str, key))))
     if extras(document).get("ruleId"):
         lines.append(("Rule", str(extras(document)["ruleId"])))
+    return lines
+
+
+KINDS = {"init": "init container", "sidecar": "sidecar", "ephemeral": "ephemeral container", "sandbox": "sandbox"}
+SHOWN_PODS = 10
+
+
+def kubernetes_lines(document: dict[str, Any]) -> list[Line]:
+    """Return what is known of the pod, the workload, the container and the node."""
+    kubernetes = extras(document).get("kubernetes")
+    if not isinstance(kubernetes, dict):
+        return []
+    workload = dig(document, "resource", "kubernetesDetails", "kubernetesWorkloadDetails")
+    workload = workload if isinstance(workload, dict) else {}
+    lines: list[Line] = []
+    if workload.get("name"):
+        pod = kubernetes.get("pod") or {}
+        marks = [mark for mark in ("static", "deleted") if pod.get(mark)]
+        lines.append(("Pod", " ".join([str(workload["name"]), *([f"({', '.join(marks)})"] if marks else [])])))
+        owner = kubernetes.get("workload") or {}
+        if owner and owner.get("kind") != "Pod":
+            lines.append(("", f"of {owner.get('kind')} {owner.get('name')}"))
+        lines.append(("", f"namespace: {workload.get('namespace', '?')}"))
+        if workload.get("serviceAccountName"):
+            lines.append(("", f"service account: {workload['serviceAccountName']}"))
+        shared = [name for name in ("hostNetwork", "hostPID", "hostIPC") if workload.get(name)]
+        if shared:
+            lines.append(("", f"shares with its node: {', '.join(n.removeprefix('host') for n in shared)}"))
+        mounted = [dig(v, "hostPath", "path") for v in workload.get("volumes") or [] if dig(v, "hostPath", "path")]
+        if mounted:
+            lines.append(("", f"has of its node: {', '.join(map(str, mounted))}"))
+    lines += _container_lines(kubernetes.get("container"), workload.get("containers"))
+    node = kubernetes.get("node")
+    if isinstance(node, dict):
+        more = [str(node[key]) for key in ("instanceType", "zone", "osImage") if node.get(key)]
+        lines.append(("Node", str(node.get("name", "?")) + (f" ({', '.join(more)})" if more else "")))
+    pods = [p for p in kubernetes.get("pods") or [] if isinstance(p, dict)]
+    if len(pods) > 1:
+        total = len(pods) + int(kubernetes.get("morePods") or 0)
+        shown = [
+            f"{p.get('name')} on {p.get('node')}, {show_count(p.get('count', 1))} times" for p in pods[:SHOWN_PODS]
+        ]
+        rest = [f"and {show_count(total - SHOWN_PODS)} more"] if total > SHOWN_PODS else []
+        lines += labelled("Pods", [*shown, *rest])
+    return lines + labelled("Missing", kubernetes.get("missing") or [])
+
+
+def _container_lines(container: Any, listed: Any) -> list[Line]:
+    if not isinstance(container, dict):
+        return []
+    kind = KINDS.get(str(container.get("kind")), "")
+    name = container.get("name") or container.get("kind") or "not known"
+    title = f"{name}{f' ({kind})' if kind and container.get('name') else ''}"
+    if container.get("inferred") and container.get("kind"):
+        title += ", as far as can be told: the kubelet had not reported it"
+    if container.get("earlierRun"):
+        title += ", an earlier run"
+    lines: list[Line] = [("Container", title)]
+    if container.get("candidates"):
+        lines.append(("", f"one of: {', '.join(map(str, container['candidates']))}"))
+    first = listed[0] if container.get("name") and isinstance(listed, list) and listed else {}
+    for key, value in (
+        ("image", first.get("image")),
+        ("image id", container.get("imageId")),
+        ("id", container.get("id")),
+        ("runtime", first.get("containerRuntime")),
+    ):
+        if value:
+            lines.append(("", f"{key}: {value}"))
+    security = first.get("securityContext") or {}
+    if security.get("privileged"):
+        lines.append(("", "privileged"))
+    elif security.get("allowPrivilegeEscalation"):
+        lines.append(("", "may gain privileges (allowPrivilegeEscalation)"))
+    added = dig(container, "securityContext", "capabilitiesAdded")
+    if added:
+        lines.append(("", f"added capabilities: {', '.join(map(str, added))}"))
     return lines
 
 

@@ -73,6 +73,7 @@ def filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--until", type=When(), help="First seen at or before."),
             click.option("--container", metavar="ID", help="Beginning of a container's id."),
             click.option("--host", is_flag=True, help="Only those of processes outside containers."),
+            click.option("--namespace", help="Only those of pods in this Kubernetes namespace."),
             click.option("--node", help="Only those of this node."),
             click.option("--archived", is_flag=True, help="Archived ones instead of current ones."),
             click.option("--all", "everything", is_flag=True, help="Archived ones too."),
@@ -89,6 +90,7 @@ def make_filters(
     until: datetime | None = None,
     container: str | None = None,
     host: bool = False,
+    namespace: str | None = None,
     node: str | None = None,
     archived: bool = False,
     everything: bool = False,
@@ -96,8 +98,8 @@ def make_filters(
     """Return the store's filters for the options."""
     from vedette_detector.store import Filters
 
-    if host and container:
-        raise click.UsageError("--host and --container exclude each other.")
+    if host + bool(container) + bool(namespace) > 1:
+        raise click.UsageError("--host, --container and --namespace exclude each other.")
     return Filters(
         types=tuple(t if "*" in t or ":" in t else f"*{t}*" for t in types),
         min_severity=severity,
@@ -105,8 +107,8 @@ def make_filters(
         until_ns=nanoseconds(until),
         archived=None if everything else archived,
         node=node,
-        resource_type="Instance" if host else None,
-        resource=container,
+        resource_type="Instance" if host else "EKSCluster" if namespace else None,
+        resource=f"{namespace}/" if namespace else container,
     )
 
 
@@ -224,13 +226,28 @@ def moment(ns: int | None) -> datetime | None:
 
 
 def where(finding: Finding) -> str:
-    """Return a short name of the resource: ``container 4f1d2c3b9a8e`` or ``host web-1``."""
+    """Return a short name of the resource: ``container 4f1d2c3b9a8e``, ``host web-1`` or ``pod prod/web-1 (app)``."""
+    if finding.resource_type == "EKSCluster":
+        return pod_line(finding.document)
     details = dig(finding.document, "resource", "containerDetails")
     if finding.resource_type == "Instance" or not isinstance(details, dict):
         return f"host {finding.node}"
     name = details.get("name")
     short = str(details.get("id", finding.resource_id))[:12]
     return f"container {name} ({short})" if name and name != details.get("id") else f"container {short}"
+
+
+def pod_line(document: dict[str, Any]) -> str:
+    """Return a pod's name with its container's; what is only supposed of the container has a question mark."""
+    workload = dig(document, "resource", "kubernetesDetails", "kubernetesWorkloadDetails")
+    workload = workload if isinstance(workload, dict) else {}
+    if not workload.get("name"):
+        return f"pod {workload.get('uid', '?')} (not known)"
+    container = dig(extras(document), "kubernetes", "container")
+    container = container if isinstance(container, dict) else {}
+    name = container.get("name") or container.get("kind") or "?"
+    supposed = "?" if container.get("inferred") and name != "?" else ""
+    return f"pod {workload.get('namespace')}/{workload['name']} ({name}{supposed})"
 
 
 def process_line(document: dict[str, Any]) -> str:
