@@ -77,11 +77,15 @@ def pids_of_container(container_id: str) -> list[int]:
 
 
 def volumes_of(mounts: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Pod volumes and volume mounts for OCI bind mounts; pure."""
-    volumes, places = [], []
+    """Pod volumes and volume mounts for OCI mounts, bind or tmpfs; pure."""
+    volumes: list[dict[str, Any]] = []
+    places: list[dict[str, Any]] = []
     for number, mount in enumerate(mounts):
         name = f"volume-{number}"
-        volumes.append({"name": name, "hostPath": {"path": str(mount["source"])}})
+        if mount.get("type") == "tmpfs":
+            volumes.append({"name": name, "emptyDir": {"medium": "Memory"}})
+        else:
+            volumes.append({"name": name, "hostPath": {"path": str(mount["source"])}})
         read_only = "ro" in mount.get("options", ())
         places.append({"name": name, "mountPath": str(mount["destination"]), "readOnly": read_only})
     return volumes, places
@@ -97,7 +101,7 @@ class Pod:
         labels: further labels of the pod.
         capabilities: granted besides the runtime's default.
         privileged: all capabilities, no masked paths.
-        mounts: OCI bind mounts, which become hostPath volumes.
+        mounts: OCI mounts: bind mounts become hostPath volumes, tmpfs ones volumes in memory.
         addresses: whether lo gets the documentation addresses of `place`.
     """
 
@@ -188,7 +192,14 @@ class Pod:
         self.kubectl.run(
             *("wait", "--for=condition=Ready", f"pod/{self.name}", f"--namespace={self.namespace}", "--timeout=60s")
         )
-        pod = self.kubectl.json("get", "pod", self.name, f"--namespace={self.namespace}")
+        self.adopt(self.kubectl.json("get", "pod", self.name, f"--namespace={self.namespace}"))
+
+    def adopt(self, pod: Mapping[str, Any]) -> None:
+        """Take the running pod, an object of the API, for this one and find its processes.
+
+        Raises:
+            PodError: none of its processes is on this machine.
+        """
         self.uid, self.node = pod["metadata"]["uid"], pod["spec"]["nodeName"]
         identity = str(pod["status"]["containerStatuses"][0]["containerID"])
         for prefix in _PREFIXES:
