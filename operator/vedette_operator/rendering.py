@@ -356,9 +356,13 @@ def _repeated(items: Sequence[Any]) -> list[Any]:
     return sorted({item for item in items if items.count(item) > 1})
 
 
+# libyaml's where it is there: an operator renders at every pass, and this is half of the time.
+_LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def _parse(name: str, text: str) -> Object:
     try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+        documents = [document for document in yaml.load_all(text, Loader=_LOADER) if document is not None]
     except yaml.YAMLError as error:
         raise ManifestError([Problem(name, f"is not YAML: {error}")]) from error
     if len(documents) != 1 or not isinstance(documents[0], dict):
