@@ -35,7 +35,10 @@ SOURCES = Path(__file__).parent / "components"
 GO_NEEDED = (1, 26)
 """kwok 0.8 and etcd 3.6.16 are written for 1.26; Kubernetes 1.35 and CoreDNS for 1.25."""
 GO_FETCHED = "1.26.8"
-GO_CHECKSUMS = {"amd64": "30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7"}
+GO_CHECKSUMS = {
+    "amd64": "30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7",
+    "arm64": "02b36b6787b3ac767668f630e2998df45a3b1f9ffee08d1bf3ef6487cd658d99",
+}
 """SHA-256 of golang.org/toolchain@v0.0.1-go1.26.8.linux-ARCH.zip."""
 KUBERNETES_VERSION = "v1.35.4"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}

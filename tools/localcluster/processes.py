@@ -84,7 +84,9 @@ def start(layout: Layout, program: Program, cgroup_procs: Sequence[Path]) -> Run
         command.append(f"--mount={layout.mount_namespace}")
     command += ["--", *program.command]
     log = layout.logs / f"{program.name}.log"
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/root", **program.environment}
+    # sudo and cron leave out the directories where runc and iptables are.
+    path = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
+    environment = {"PATH": path, "HOME": "/root", **program.environment}
     pid = os.posix_spawnp(
         command[0],
         command,
