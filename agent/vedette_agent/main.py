@@ -37,6 +37,7 @@ from vedette_agent.drain import Batches, Drain, KernelCounters, resume
 from vedette_agent.errors import AgentError, SpoolBusyError
 from vedette_agent.hashing import Executable, Hasher
 from vedette_agent.log import Log
+from vedette_agent.own_records import OwnRecords
 from vedette_agent.sender import BACKOFF_LAST_LOCAL_S, BACKOFF_LAST_S, Client, Endpoint, Sender
 from vedette_agent.settings import Settings
 from vedette_agent.snapshot import Snapshotter
@@ -258,6 +259,8 @@ class Agent:
 
     def _loop(self, snapshotter: Snapshotter) -> None:
         drain, hasher = self._drain, self._hasher
+        self._own = OwnRecords(self._batches)
+        self._snapshot_moved = snapshotter.finished
         next_hashes = 0.0
         while not self._stopping:
             now = time.monotonic()
@@ -267,7 +270,7 @@ class Agent:
             new_filters = self._filters.take()
             if new_filters is not None:
                 self._apply(new_filters)
-            if not snapshotter.finished:
+            if not self._snapshot_moved:
                 self._move_snapshot(snapshotter)
             if hasher is not None:
                 executables = self._ring.drain_new_executables()
@@ -280,19 +283,31 @@ class Agent:
                 time.sleep(wait)
 
     def _move_snapshot(self, snapshotter: Snapshotter) -> None:
+        # No more is taken from the child while there is no room for what it has given: it waits for us.
+        if not self._flush_own():
+            return
         for count, records in snapshotter.poll():
-            if not self._batches.append(records, count, flags=BatchFlags.SNAPSHOT):
-                self._log.repeated("error", "no room in the spool for the snapshot")
-        if snapshotter.finished:
+            self._own.put(records, count, BatchFlags.SNAPSHOT)
+        if self._flush_own() and snapshotter.finished:
+            self._snapshot_moved = True
             if snapshotter.failed:
                 self._log("error", "the snapshot of running processes failed")
             else:
                 self._spool.set_note("snapshot", self._programs.session)
 
     def _move_hashes(self, hasher: Hasher) -> None:
+        if not self._flush_own():
+            return
         records = hasher.take()
-        if records and not self._batches.append(b"".join(records), len(records)):
-            self._log.repeated("error", "no room in the spool for file hashes")
+        if records:
+            self._own.put(b"".join(records), len(records))
+            self._flush_own()
+
+    def _flush_own(self) -> bool:
+        if self._own.flush():
+            return True
+        self._log.repeated("error", "no room in the spool for the snapshot or file hashes; they wait", every_s=10.0)
+        return False
 
     def _receive_filters(self, document: dict[str, Any]) -> None:
         parsed, problems = filters.parse(document)
@@ -355,7 +370,7 @@ class Agent:
             "pinned": self._programs.pinned,
         }
         if self._hasher is not None:
-            document["hashes"] = {"hashed": self._hasher.hashed, "unavailable": self._hasher.unavailable}
+            document["hashes"] = self._hasher.describe()
         return document
 
     # ---- end -----------------------------------------------------------------------------------------------------
@@ -363,6 +378,7 @@ class Agent:
     def _end(self, snapshotter: Snapshotter) -> None:
         if not snapshotter.finished:
             snapshotter.cancel()
+        self._own.flush()
         if self._options.keep_attached:
             drained = self._drain.finish(FINAL_DRAIN_S)
         else:
