@@ -83,6 +83,7 @@ def problems(data: dict[str, Any]) -> Iterator[str]:
         if isinstance(entry, dict):
             for error in entry.get("errors") or []:
                 yield f"threat list: {error_text(error)}"
+    yield from unwatched_objects(detector)
     nodes = data.get("nodes") or []
     if not nodes:
         yield "no agent has reported yet: nothing is watched"
@@ -108,6 +109,16 @@ def problems(data: dict[str, Any]) -> Iterator[str]:
         yield from (f"{name}: {problem}" for problem in lost(node, "recent"))
         if gaps(node).get("too_long"):
             yield f"{name}: {describe_gaps(node)}"
+
+
+def unwatched_objects(detector: dict[str, Any]) -> Iterator[str]:
+    """Yield which objects of the cluster the detector does not see change: findings may not name their pods."""
+    watches = (detector.get("kubernetes") or {}).get("watches") or []
+    away = [w for w in watches if isinstance(w, dict) and not w.get("connected")]
+    for watch in away[:1] if len(away) == len(watches) else away:
+        what = "the cluster's objects" if len(away) == len(watches) else f"the cluster's {watch.get('resource')}"
+        known = "what was known then is used" if watch.get("synced") else "none have been read yet"
+        yield f"{what} cannot be watched since {watch.get('away_since')} ({watch.get('error') or 'no answer'}); {known}"
 
 
 def pin_removed(hook: dict[str, Any]) -> bool:
@@ -224,6 +235,10 @@ def print_status(data: dict[str, Any], now: float) -> None:
     lists = detector.get("threat_lists") or []
     names = [str(entry.get("name", "?")) if isinstance(entry, dict) else str(entry) for entry in lists]
     print_line(f"  threat lists  {', '.join(names) if names else 'none'}")
+    watches = (detector.get("kubernetes") or {}).get("watches") or []
+    if watches:
+        known = (f"{show_count(w.get('objects') or 0)} {w.get('resource')}" for w in watches if isinstance(w, dict))
+        print_line(f"  cluster       {', '.join(known)}")
     counts = data.get("findings")
     if isinstance(counts, dict) and counts:
         print_line(

@@ -20,7 +20,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -432,11 +432,13 @@ class KubernetesApi:
         accept: str = JSON,
         timeout_s: float = WATCH_TIMEOUT_S,
         max_line: int = MAX_LINE,
+        opened: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[WatchEvent]:
         """Watch ``path`` (with ``resourceVersion`` in ``query``); ends when the server ends it, after ``timeout_s``.
 
         Bookmarks are asked for: their ``metadata.resourceVersion`` is where to go on. Close the iterator
-        (``contextlib.aclosing``) when leaving it early.
+        (``contextlib.aclosing``) when leaving it early. ``opened`` is called once the server has agreed: the
+        first event may be minutes away.
 
         Raises:
             ApiError: the watch is refused, or an ERROR event comes (status 410: the version is too old, list again).
@@ -449,6 +451,7 @@ class KubernetesApi:
             contextlib.aclosing(_chunks(response)) as chunks,
             contextlib.aclosing(iter_lines(chunks, max_line)) as lines,
         ):
+            opened()
             async for line in lines:
                 yield parse_event(line)
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -50,6 +50,7 @@ class Api(Protocol):
         *,
         accept: str = JSON,
         timeout_s: float = LONGEST_S,
+        opened: Callable[[], None] = lambda: None,
     ) -> AsyncGenerator[WatchEvent]:
         """Watch from a resource version."""
         ...
@@ -175,7 +176,11 @@ class Watch:
         resource, began = self._resource, time.monotonic()
         lasting = random.uniform(SHORTEST_S, LONGEST_S)  # noqa: S311 - spreads load, keeps no secret
         events = self._api.watch(
-            resource.path, {"resourceVersion": self._version}, accept=resource.accept, timeout_s=lasting
+            resource.path,
+            {"resourceVersion": self._version},
+            accept=resource.accept,
+            timeout_s=lasting,
+            opened=self._heard,
         )
         async with aclosing(events) as stream:
             async for event in stream:

@@ -35,6 +35,15 @@ def document(**detector: Any) -> dict[str, Any]:
     }
 
 
+AWAY = {
+    "resource": "pods",
+    "synced": True,
+    "connected": False,
+    "away_since": "2026-01-31T12:00:00Z",
+    "error": "ApiUnreachable: gone",
+}
+
+
 def node(**values: Any) -> dict[str, Any]:
     account = {
         "session": 5,
@@ -127,6 +136,12 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     server.server_close()
 
 
+def test_counts_the_cluster_s_objects(serve: Serve, vedette: Vedette) -> None:
+    watches = [{"resource": "pods", "objects": 1234, "connected": True}, {"resource": "nodes", "connected": True}]
+    serve(document(kubernetes={"watches": watches}))
+    assert "  cluster       1,234 pods, 0 nodes\n" in vedette("status").stdout
+
+
 def test_shows_what_is_watched(serve: Serve, vedette: Vedette) -> None:
     serve(document())
     result = vedette("status")
@@ -198,6 +213,16 @@ def test_check_turns_problems_into_an_exit_code(serve: Serve, vedette: Vedette) 
         (
             document(rules={"failing": [{"unit": "r1", "event": "exec", "message": "KeyError"}]}),
             "r1 failed on exec events: KeyError",
+        ),
+        (
+            document(kubernetes={"watches": [AWAY, {**AWAY, "resource": "nodes"}]}),
+            "the cluster's objects cannot be watched since 2026-01-31T12:00:00Z (ApiUnreachable: gone); "
+            "what was known then is used",
+        ),
+        (
+            document(kubernetes={"watches": [{**AWAY, "synced": False}, {"resource": "nodes", "connected": True}]}),
+            "the cluster's pods cannot be watched since 2026-01-31T12:00:00Z (ApiUnreachable: gone); "
+            "none have been read yet",
         ),
         (
             document(reload_error="Permission denied"),

@@ -151,6 +151,18 @@ async def test_a_server_that_is_away_costs_nothing_that_is_known(tmp_path: Path)
         assert (state.connected, state.away_since, state.error, state.lists) == (True, 0.0, "", 1)
 
 
+async def test_a_watch_without_news_counts_as_connected(tmp_path: Path) -> None:
+    async with watching(tmp_path, "a") as (cluster, _, watch):
+        await eventually(lambda: cluster.watches, "a watch")
+        cluster.hang_up.set()
+        await cluster.server.stop()
+        await eventually(lambda: not watch.state.connected, "the server to be away")
+        cluster.hang_up.clear()
+        await cluster.server.start()
+        await eventually(lambda: watch.state.connected, "the server to be back")
+        assert (watch.state.lists, watch.state.events, watch.state.away_since) == (1, 0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
