@@ -276,7 +276,7 @@ class Service:
 
     async def status(self) -> dict[str, Any]:
         """What ``vedette status`` shows."""
-        now = time.time()
+        now = time.monotonic()
         statistics = self.intake.statistics
         healthy, health = self.health()
         since = time.time_ns() - int(RECENT_S * 1e9)
@@ -507,7 +507,7 @@ class Service:
 
     def _count_batch(self, header: BatchHeader, data: bytes) -> None:
         self.liveness.batch(header.node)
-        self.rates.add(header.node, header.count, len(data), time.time())
+        self.rates.add(header.node, header.count, len(data), time.monotonic())
 
     async def stop(self) -> None:
         """Take no more batches, answer those that wait, then close everything."""
