@@ -274,6 +274,28 @@ def test_what_was_killed_comes_back_and_what_runs_stays(web: Cluster) -> None:
     assert web.kubectl("exec", "web-0", "--", "busybox", "echo", "still here").stdout == "still here\n"
 
 
+def test_simulated_nodes_come_run_pods_and_go(web: Cluster) -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "simulated"},
+        "spec": {
+            "nodeSelector": {"type": "kwok"},
+            "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
+            "containers": [{"name": "c", "image": "localhost/nothing:1"}],
+        },
+    }
+
+    web.up(simulated_nodes=20)
+
+    assert web.status().nodes_ready == 21
+    web.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+    web.kubectl("wait", "--for=condition=Ready", "pod/simulated", "--timeout=60s")
+    web.kubectl("delete", "pod", "simulated", "--timeout=60s")
+    web.up()
+    assert web.status().nodes == 1
+
+
 def test_volumes_of_claims_that_are_gone_are_offered_again_empty(web: Cluster) -> None:
     query = ("get", "persistentvolumeclaim", "data-web-0", "-o", "jsonpath={.spec.volumeName}")
     volume = web.kubectl(*query).stdout

@@ -60,13 +60,16 @@ def make(layout: Layout) -> list[Path]:
     for hierarchy in found:
         top = _below(hierarchy, layout)
         system = top / "system"
+        if only_v2:
+            top.mkdir(exist_ok=True)
+            _delegate(hierarchy.mount_point)
+            _delegate(top)
         for parent, directory in ((hierarchy.mount_point, top), (top, system)):
             directory.mkdir(exist_ok=True)
             if hierarchy.version == 1:
                 _inherit_cpuset(parent, directory)
-        if only_v2:
-            _delegate(hierarchy.mount_point)
-            _delegate(top)
+        _weigh(top, 8)
+        _weigh(system, 4)
         procs.append(system / "cgroup.procs")
     return procs
 
@@ -77,6 +80,18 @@ def _inherit_cpuset(parent: Path, directory: Path) -> None:
         file = directory / name
         if file.exists() and not file.read_text().strip():
             file.write_text((parent / name).read_text())
+
+
+def _weigh(directory: Path, times: int) -> None:
+    """Give a directory a larger part of the processors when they are contended.
+
+    A cluster is a dozen busy programs. As one directory among the machine's processes it would get no more than one of
+    them, and a node that starves is lost after seconds; inside, pods must not starve the control plane.
+    """
+    for name, usual in (("cpu.shares", 1024), ("cpu.weight", 100)):
+        file = directory / name
+        if file.exists():
+            file.write_text(str(usual * times))
 
 
 def _delegate(directory: Path) -> None:

@@ -539,7 +539,13 @@ class Cluster:
             subprocess.TimeoutExpired: it took longer than ``timeout_s``.
         """
         result = subprocess.run(
-            [str(self._state()["kubectl"]), f"--kubeconfig={self.kubeconfig}", *arguments],
+            [
+                str(self._state()["kubectl"]),
+                f"--kubeconfig={self.kubeconfig}",
+                # What it remembers of the API goes with the cluster: the next one may have the same address.
+                f"--cache-dir={self.layout.root / 'kubectl'}",
+                *arguments,
+            ],
             input=stdin if stdin is not None else "",
             capture_output=True,
             text=True,
