@@ -106,6 +106,12 @@ def problems(data: dict[str, Any]) -> Iterator[str]:
                 f"{name}: the pins of {len(unpinned)} hooks were removed, of {unpinned[0]} for one: what happens while "
                 "the agent is not running is not seen. Find out who removed them, then restart the agent"
             )
+        hashes = node.get("hashes")
+        if isinstance(hashes, dict) and hashes.get("stopped"):
+            yield (
+                f"{name}: executables are not hashed any more: reading {show_count(hashes.get('hung') or 0)} of them "
+                "hung, and their file systems do not answer yet"
+            )
         yield from (f"{name}: {problem}" for problem in lost(node, "recent"))
         if gaps(node).get("too_long"):
             yield f"{name}: {describe_gaps(node)}"
@@ -124,6 +130,19 @@ def unwatched_objects(detector: dict[str, Any]) -> Iterator[str]:
 def pin_removed(hook: dict[str, Any]) -> bool:
     """Whether a hook works, but its pin in the bpffs is gone."""
     return hook.get("state") == "loaded" and "pin" in str(hook.get("reason") or "")
+
+
+def describe_hashes(hashes: dict[str, Any]) -> str:
+    """Return how many executables an agent has hashed, and why others not, as one line."""
+    remote = hashes.get("remote")
+    kinds = remote if isinstance(remote, dict) else {}
+    not_hashed = (
+        (hashes.get("unavailable"), "gone or unreadable"),
+        *((count, f"on {safe(str(kind))}") for kind, count in kinds.items()),
+        (hashes.get("hung"), "whose reading hung"),
+    )
+    why = ", ".join(f"{show_count(count)} {text}" for count, text in not_hashed if count)
+    return f"{show_count(hashes.get('hashed') or 0)} files" + (f"; not: {why}" if why else "")
 
 
 def gaps(node: dict[str, Any]) -> dict[str, Any]:
@@ -273,6 +292,9 @@ def print_node(node: dict[str, Any]) -> None:
         limit = f" of {show_bytes(float(spool['limit_bytes']))}" if spool.get("limit_bytes") else ""
         used, waiting = show_bytes(float(spool.get("bytes", 0))), show_count(spool.get("batches", 0))
         print_line(f"  spool   {used}{limit}, {waiting} batches waiting")
+    hashes = node.get("hashes")
+    if isinstance(hashes, dict):
+        print_line("  hashes  ", describe_hashes(hashes))
     hooks = node.get("hooks") or []
     loaded = [h for h in hooks if h.get("state") == "loaded"]
     print_line(f"  hooks   {len(loaded)} of {len(hooks)} loaded")

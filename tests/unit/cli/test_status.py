@@ -261,6 +261,18 @@ def test_a_gap_is_shown_in_any_case(serve: Serve, vedette: Vedette) -> None:
     assert "  gaps    no agent watched for 4.0 s within a day" in result.stdout.splitlines()
 
 
+def test_what_is_not_hashed_is_shown_and_why(serve: Serve, vedette: Vedette) -> None:
+    data = document()
+    hashes = {"hashed": 1200, "unavailable": 3, "remote": {"fuse.sshfs": 2, "nfs4": 1}, "hung": 4, "stopped": True}
+    data["nodes"] = [node(hooks=[], hashes=hashes)]
+    serve(data)
+    lines = vedette("status").stdout.splitlines()
+    assert "  hashes  1,200 files; not: 3 gone or unreadable, 2 on fuse.sshfs, 1 on nfs4, 4 whose reading hung" in lines
+    assert list(problems(data)) == [
+        "web-1: executables are not hashed any more: reading 4 of them hung, and their file systems do not answer yet"
+    ]
+
+
 def test_pins_that_were_removed_are_a_problem_with_what_to_do(serve: Serve, vedette: Vedette) -> None:
     reason = "its pin was removed; it ends with the agent"
     hook = {"event": "exec", "hook": "sched_process_exec", "state": "loaded", "reason": reason}
