@@ -345,7 +345,8 @@ class Cluster:
                 self._simulate(network, simulated_nodes)
                 (layout.configs / "stages.yaml").write_text(simulated.stages_file())
                 ensure(programs.kwok(layout, network, components.kwok))
-                self._wait(lambda: self._nodes(api)[0] > simulated_nodes, 180, "kwok", "kube-apiserver")
+                # Listing a thousand nodes costs the API server more than making one.
+                self._wait(lambda: self._nodes(api)[0] > simulated_nodes, 180, "kwok", "kube-apiserver", pause_s=1)
                 self._step(f"{simulated_nodes} simulated nodes")
             elif (layout.configs / "stages.yaml").exists():
                 self._simulate(network, 0)
@@ -354,7 +355,7 @@ class Cluster:
         finally:
             api.close()
 
-    def _wait(self, condition: Callable[[], bool], timeout_s: float, *names: str) -> None:
+    def _wait(self, condition: Callable[[], bool], timeout_s: float, *names: str, pause_s: float = 0.1) -> None:
         """Wait for something the first of the named programs does; all of them must stay alive meanwhile."""
 
         def alive() -> None:
@@ -363,7 +364,7 @@ class Cluster:
                 if processes.find(self.layout, name) is None:
                     raise processes.failure(self.layout, name, "ended")
 
-        if not wait(condition, timeout_s, alive=alive):
+        if not wait(condition, timeout_s, alive=alive, pause_s=pause_s):
             raise processes.failure(self.layout, names[0], f"was not ready after {timeout_s:.0f} s")
 
     def _ctr(self, *arguments: str, stdin: int | None = subprocess.DEVNULL) -> subprocess.CompletedProcess[str]:
@@ -413,7 +414,7 @@ class Cluster:
 
     def _nodes(self, api: Api) -> tuple[int, int]:
         """Nodes that are ready, and all."""
-        items = api.request("GET", "/api/v1/nodes?resourceVersion=0")["items"]
+        items = api.request("GET", "/api/v1/nodes")["items"]
         return sum(_ready(node, "Ready") for node in items), len(items)
 
     def _node_ready(self, api: Api) -> bool:
