@@ -29,37 +29,51 @@ RUN --mount=type=secret,id=ca-bundle,target=/run/ca-bundle.pem \
     && /opt/tools/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --retries 8 \
          uv==${UV_VERSION} setuptools==${SETUPTOOLS_VERSION}
 ENV UV_PYTHON=/usr/bin/python3 UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_NO_CACHE=1 UV_HTTP_TIMEOUT=120 \
-    UV_PROJECT_ENVIRONMENT=/opt/vedette SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} PATH=/opt/tools/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH} PATH=/opt/tools/bin:/usr/sbin:/usr/bin:/sbin:/bin
 WORKDIR /src
 
-# ---- packages of others, as uv.lock names them; made anew only when that file or a pyproject.toml changes -----------
+# ---- packages of others, as uv.lock names them ---------------------------------------------------------------------
 
-FROM tools AS locked
+# Lists with hashes, taken from the lock file: what else changes in it or in a pyproject.toml costs no image a layer.
+FROM tools AS requirements
 COPY pyproject.toml uv.lock ./
 COPY events/pyproject.toml events/
 COPY agent/pyproject.toml agent/
 COPY detector/pyproject.toml detector/
 COPY operator/pyproject.toml operator/
 COPY cli/pyproject.toml cli/
-COPY tools/images/tidy.py /opt/tools/
-
-FROM locked AS agent-packages
-RUN --mount=type=secret,id=ca-bundle,target=/run/ca-bundle.pem \
-    if [ -s /run/ca-bundle.pem ]; then export SSL_CERT_FILE=/run/ca-bundle.pem; fi \
-    && uv sync --quiet --frozen --no-dev --no-install-workspace --package vedette-agent \
-    && /opt/vedette/bin/python /opt/tools/tidy.py /opt/vedette
-
 # The detector's image holds the command `vedette` too, which knows every part.
-FROM locked AS detector-packages
+RUN mkdir /requirements \
+    && export="uv export --quiet --frozen --no-dev --no-emit-workspace --no-header --no-annotate" \
+    && $export --package vedette-agent --output-file /requirements/agent.txt \
+    && $export --package vedette-operator --output-file /requirements/operator.txt \
+    && $export --all-packages --all-extras --output-file /requirements/detector.txt
+
+FROM tools AS agent-packages
+COPY tools/images/tidy.py /opt/tools/
+COPY --from=requirements /requirements/agent.txt /src/
 RUN --mount=type=secret,id=ca-bundle,target=/run/ca-bundle.pem \
     if [ -s /run/ca-bundle.pem ]; then export SSL_CERT_FILE=/run/ca-bundle.pem; fi \
-    && uv sync --quiet --frozen --no-dev --no-install-workspace --all-packages --all-extras \
+    && uv venv --quiet /opt/vedette \
+    && uv pip install --quiet --require-hashes --only-binary :all: --python /opt/vedette/bin/python --requirements agent.txt \
     && /opt/vedette/bin/python /opt/tools/tidy.py /opt/vedette
 
-FROM locked AS operator-packages
+FROM tools AS detector-packages
+COPY tools/images/tidy.py /opt/tools/
+COPY --from=requirements /requirements/detector.txt /src/
 RUN --mount=type=secret,id=ca-bundle,target=/run/ca-bundle.pem \
     if [ -s /run/ca-bundle.pem ]; then export SSL_CERT_FILE=/run/ca-bundle.pem; fi \
-    && uv sync --quiet --frozen --no-dev --no-install-workspace --package vedette-operator \
+    && uv venv --quiet /opt/vedette \
+    && uv pip install --quiet --require-hashes --only-binary :all: --python /opt/vedette/bin/python --requirements detector.txt \
+    && /opt/vedette/bin/python /opt/tools/tidy.py /opt/vedette
+
+FROM tools AS operator-packages
+COPY tools/images/tidy.py /opt/tools/
+COPY --from=requirements /requirements/operator.txt /src/
+RUN --mount=type=secret,id=ca-bundle,target=/run/ca-bundle.pem \
+    if [ -s /run/ca-bundle.pem ]; then export SSL_CERT_FILE=/run/ca-bundle.pem; fi \
+    && uv venv --quiet /opt/vedette \
+    && uv pip install --quiet --require-hashes --only-binary :all: --python /opt/vedette/bin/python --requirements operator.txt \
     && /opt/vedette/bin/python /opt/tools/tidy.py /opt/vedette
 
 # ---- what is compiled -----------------------------------------------------------------------------------------------
@@ -105,20 +119,23 @@ RUN for part in operator detector cli; do \
     done
 
 # Installed into an environment of their own, in the place where the image has it, so that they make a layer of their own.
-FROM locked AS agent-own
+FROM tools AS agent-own
+COPY tools/images/tidy.py /opt/tools/
 COPY --from=events-wheel /wheels /wheels
 COPY --from=agent-wheel /wheels /wheels
 RUN uv venv --quiet /opt/vedette && uv pip install --quiet --offline --no-deps --python /opt/vedette/bin/python /wheels/*.whl \
     && /opt/vedette/bin/python /opt/tools/tidy.py /opt/vedette
 
-FROM locked AS detector-own
+FROM tools AS detector-own
+COPY tools/images/tidy.py /opt/tools/
 COPY --from=events-wheel /wheels /wheels
 COPY --from=agent-wheel /wheels /wheels
 COPY --from=other-wheels /wheels /wheels
 RUN uv venv --quiet /opt/vedette && uv pip install --quiet --offline --no-deps --python /opt/vedette/bin/python /wheels/*.whl \
     && /opt/vedette/bin/python /opt/tools/tidy.py /opt/vedette
 
-FROM locked AS operator-own
+FROM tools AS operator-own
+COPY tools/images/tidy.py /opt/tools/
 COPY --from=other-wheels /wheels /wheels
 RUN uv venv --quiet /opt/vedette \
     && uv pip install --quiet --offline --no-deps --python /opt/vedette/bin/python /wheels/vedette_operator-*.whl \

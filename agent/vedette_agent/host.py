@@ -36,12 +36,18 @@ def namespace(kind: str, process: str = "self") -> int:
     return 0
 
 
-def host_namespace(kind: str) -> int:
-    """Inode of the host's namespace of that kind: of process 1, else this process's own.
+def _host_process(kind: str) -> str:
+    """A process of the host's that may be looked at: the first, else the kernel's second; empty: none.
 
-    Looking at process 1 takes CAP_SYS_PTRACE, and in a container the host's pid namespace.
+    Looking at them takes CAP_SYS_PTRACE, and in a container the host's pid namespace. There are machines that let
+    nobody look at the first.
     """
-    return namespace(kind, "1") or namespace(kind)
+    return next((process for process in ("1", "2") if namespace(kind, process)), "")
+
+
+def host_namespace(kind: str) -> int:
+    """Inode of the host's namespace of that kind as far as it can be told, else of this process's own."""
+    return namespace(kind, _host_process(kind)) or namespace(kind)
 
 
 def in_host_pid_namespace() -> bool:
@@ -50,10 +56,10 @@ def in_host_pid_namespace() -> bool:
 
 
 def _host_file(path: str) -> str:
-    """A one-line file of the host's, also from a container: through the root directory of process 1."""
-    if namespace("mnt", "1") in (0, namespace("mnt")):
+    """A one-line file of the host's, also from a container: through the root directory of a process of the host."""
+    if host_namespace("mnt") == namespace("mnt"):
         return _line(path)
-    return _line(f"/proc/1/root{path}")
+    return _line(f"/proc/{_host_process('mnt')}/root{path}")
 
 
 def private_rss_bytes() -> int:
@@ -78,7 +84,7 @@ def describe() -> dict[str, Any]:
     own too; the kernel tells a namespace's name only to those inside, so the host's configured one has to do then.
     """
     name = os.uname()
-    own_name = namespace("uts", "1") in (0, namespace("uts"))
+    own_name = host_namespace("uts") == namespace("uts")
     return {
         "hostname": name.nodename if own_name else _host_file("/etc/hostname") or name.nodename,
         "machine_id": _host_file("/etc/machine-id"),

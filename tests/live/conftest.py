@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.images import archive, engine
+from tools.images.build import OUTPUT, build_images
 from vedette_agent import bpf_build, loader
 
 sys.path.insert(0, str(Path(__file__).parent))  # test modules are imported one by one, not as a package
@@ -80,3 +82,31 @@ def helper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Path(__file__).with_name("live_helper.c")
     subprocess.run([compiler, "-O1", "-static", "-Wall", "-Werror", "-o", str(target), str(source)], check=True)
     return target
+
+
+def _unpacked_image(name: str) -> Iterator[tuple[Path, archive.Image]]:
+    """Builds an image from these sources (minutes the first time, seconds from the cache) and unpacks it."""
+    try:
+        engine.choose("", OUTPUT)
+    except engine.EngineError as error:
+        pytest.skip(f"the tests of the images build them: {error}")
+    packed = build_images((name,))[name]
+    # Not pytest's directory: those who run in the containers are not root.
+    directory = Path(tempfile.mkdtemp(prefix="vedette-image-root-"))
+    directory.chmod(0o755)
+    try:
+        yield directory, archive.unpack(packed, directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def agent_image(needs_root: None) -> Iterator[tuple[Path, archive.Image]]:
+    """The root file system of the agent's image, with owners and file capabilities, and what the archive says."""
+    yield from _unpacked_image("agent")
+
+
+@pytest.fixture(scope="session")
+def detector_image(needs_root: None) -> Iterator[tuple[Path, archive.Image]]:
+    """As `agent_image`, of the detector's."""
+    yield from _unpacked_image("detector")
