@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import random
 import re
 import socket
@@ -116,33 +115,29 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class _WatchedFile:
-    """A small file that is replaced while we run (a projected token, a CA bundle)."""
+    """A small file that is replaced while we run (a projected token, a CA bundle).
+
+    It is read each time: some kilobytes for each request cost less than a change that its times do not show.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.content = b""
-        self._seen: tuple[int, int, int] | None = None
+        self.content: bytes | None = None
+
+    def renew(self) -> bool:
+        """Read the file; whether it says something else than before.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with self.path.open("rb") as file:
+            content = file.read(_MAX_FILE)
+        changed, self.content = content != self.content, content
+        return changed
 
     def forget(self) -> None:
         """Take the file for another one at the next call."""
-        self._seen = None
-
-    def renew(self) -> bool:
-        """Read the file if it is another one than at the last call; whether it says something else than before.
-
-        Raises:
-            OSError: it cannot be read; it is tried again at the next call.
-        """
-        info = os.stat(self.path)
-        seen = (info.st_ino, info.st_mtime_ns, info.st_size)
-        if seen == self._seen:
-            return False
-        with self.path.open("rb") as file:
-            content = file.read(_MAX_FILE)
-        first, self._seen = self._seen is None, seen
-        changed = first or content != self.content
-        self.content = content
-        return changed
+        self.content = None
 
 
 class Client:
@@ -197,7 +192,7 @@ class Client:
     def _authorise(self, headers: dict[str, str]) -> None:
         if self._token_file is None:
             return
-        token = self._token_file.content.strip()
+        token = (self._token_file.content or b"").strip()
         if not _TOKEN.match(token):
             raise TransportError(f"{self._token_file.path} holds no token")
         headers["Authorization"] = f"Bearer {token.decode('ascii')}"
@@ -210,9 +205,11 @@ class Client:
 
         try:
             # From memory: the file may be replaced again before it is read a second time.
-            made = ssl.create_default_context(cadata=ca_file.content.decode("ascii", "ignore"))
-            if not made.cert_store_stats()["x509"]:
+            content = ca_file.content or b""
+            if b"-----BEGIN CERTIFICATE-----" not in content:
+                # Given nothing, `create_default_context` would trust the system's authorities.
                 raise ValueError("no certificate in it")
+            made = ssl.create_default_context(cadata=content.decode("ascii", "ignore"))
         except (ssl.SSLError, ValueError) as error:
             self.problem = f"CA file {ca_file.path}: {error}"
             if self._tls is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -369,3 +370,118 @@ def test_a_missing_token_file_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(TransportError, match="cannot read the token or CA file"):
         client.post("/v1/batches", b"", {})
+
+
+def test_a_rotated_token_is_sent_again_at_once_and_one_that_is_none_never(
+    tmp_path: Path, make_certificate: Callable[[], tuple[Path, Path]]
+) -> None:
+    certificate, key = make_certificate()
+    token = tmp_path / "token"
+    token.write_text("first")
+    detector = stub.StubDetector()
+    client = Client(Endpoint.parse(stub.serve_tls(detector, certificate, key)), token, certificate)
+    # Refused, and nothing new to send: one request. Refused, and replaced meanwhile: two.
+    detector.script.append(stub.Scripted(401, {"reason": "TokenExpired"}))
+    assert client.post("/v1/batches", b"", {}).status == 401
+    token.write_text("second-")
+    assert client.post("/v1/batches", b"", {}).status == 200
+    answers = iter([("third--", 401)])
+
+    def replaced(path: str, headers: dict[str, str], body: bytes) -> stub.Scripted:
+        new = next(answers, None)
+        if new is not None:
+            token.write_text(new[0])
+            return stub.Scripted(new[1], {"reason": "TokenExpired"})
+        detector.requests.append((path, headers, 0))
+        return stub.Scripted(200)
+
+    detector.answer = replaced  # type: ignore[method-assign]
+    assert client.post("/v1/batches", b"", {}).status == 200
+    assert [h["authorization"] for _, h, _ in detector.requests] == ["Bearer first", "Bearer second-", "Bearer third--"]
+    for content in (b"", b"two words", b"line\nbreak", b"\xff\xfe", b"secret\x00", "sécret".encode()):
+        token.write_bytes(content)
+        with pytest.raises(TransportError) as raised:
+            client.post("/v1/batches", b"", {})
+        assert str(raised.value) == f"{token} holds no token"
+    token.unlink()
+    with pytest.raises(TransportError, match="cannot read the token or CA file"):
+        client.post("/v1/batches", b"", {})
+    token.write_text("fourth")
+    assert client.post("/v1/batches", b"", {}).status == 200
+    client.close()
+    detector.stop()
+
+
+def test_a_ca_file_that_holds_nothing_leaves_the_old_authority_in_force_and_is_told(
+    tmp_path: Path, spool: Spool, make_certificate: Callable[[], tuple[Path, Path]]
+) -> None:
+    certificate, key = make_certificate()
+    authority = tmp_path / "ca.crt"
+    authority.write_bytes(certificate.read_bytes())
+    detector = stub.StubDetector()
+    endpoint = stub.serve_tls(detector, certificate, key)
+    running = Running(spool, endpoint, ca_file=authority)
+    spooled(spool, 1)
+    detector.wait_for(lambda: len(detector.batches) == 1)
+    authority.write_bytes(b"")
+    spooled(spool, 2)
+    detector.wait_for(lambda: len(detector.batches) == 2)
+    authority.write_bytes(certificate.read_bytes() + b"# another comment \xc3\xa9\n")
+    spooled(spool, 3)
+    detector.wait_for(lambda: len(detector.batches) == 3)
+    log = running.stop()
+    detector.stop()
+    assert running.client.problem == ""
+    assert log.count("the old certificates stay trusted") == 1
+    assert "no certificate in it" in log
+
+    authority.write_bytes(b"garbage")
+    client = Client(Endpoint.parse(endpoint), None, authority)
+    for _ in range(2):
+        with pytest.raises(TransportError, match="no certificate in it"):
+            client.post("/v1/batches", b"", {})
+
+
+def test_a_certificate_of_another_host_is_not_trusted(
+    tmp_path: Path, make_certificate: Callable[[], tuple[Path, Path]]
+) -> None:
+    certificate, key = make_certificate()
+    detector = stub.StubDetector()
+    endpoint = Endpoint.parse(stub.serve_tls(detector, certificate, key).replace("localhost", "127.0.0.1"))
+    client = Client(endpoint, None, certificate)
+    with pytest.raises(TransportError) as raised:
+        client.post("/v1/batches", b"secret", {})
+    assert "the detector is not trusted: IP address mismatch" in str(raised.value)
+    detector.stop()
+    assert detector.requests == []
+
+
+def test_a_connection_is_kept_and_opened_again_when_the_detector_was_restarted(
+    spool: Spool, make_certificate: Callable[[], tuple[Path, Path]]
+) -> None:
+    certificate, key = make_certificate()
+    detector = stub.StubDetector()
+    endpoint = stub.serve_tls(detector, certificate, key)
+    client = Client(Endpoint.parse(endpoint), None, certificate)
+    for _ in range(5):
+        assert client.post("/v1/batches", b"", {}).status == 200
+    assert detector.connections == 1
+    for number in range(2, 5):
+        with detector.changed:
+            for connection in detector.open:
+                connection.shutdown(socket.SHUT_RDWR)
+        assert client.post("/v1/batches", b"", {}).status == 200
+        assert detector.connections == number
+    client.close()
+    detector.stop()
+
+
+def test_batches_go_on_as_soon_as_a_heartbeat_is_taken_again(detector: Any, spool: Spool) -> None:
+    detector.script.append(stub.Scripted(403, {"reason": "WrongNode", "message": "for another node"}))
+    spooled(spool, 1)
+    running = Running(spool, detector.endpoint, heartbeat_interval_s=0.3)
+    detector.wait_for(lambda: len(detector.batches) == 1)
+    log = running.stop()
+    # Without the heartbeat it would have waited for at least 15 s, and so would the test.
+    assert len(detector.heartbeats) < 20
+    assert 'reason=WrongNode why="for another node"' in log
