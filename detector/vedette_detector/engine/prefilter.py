@@ -358,7 +358,8 @@ class _TypePlan:
             found = []
             for tail, matcher, first in self._searches:
                 heap = segment.tails.get(tail)
-                if heap is not None:
+                # Directories of absolute paths are empty: nothing but the NULs between them.
+                if heap is not None and len(heap.data) > len(segment.rows) + 1:
                     rows, literals = matcher.search(heap.data, heap.raw_offsets)
                     if rows:
                         found.append((rows, literals, first))
