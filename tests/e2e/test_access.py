@@ -192,15 +192,18 @@ def test_token_of_a_pod_that_runs_nowhere_is_refused(door: Door) -> None:
     assert (answer.status, answer.reason) == (403, "PodGone")
 
 
-@pytest.mark.parametrize(("ago_s", "reason"), [(3600, "TokenExpired"), (5, "TokenExpired")])
-def test_expired_token_is_refused(door: Door, node_here: World, ago_s: int, reason: str) -> None:
-    """Signed by the cluster's own key: nothing but its time is wrong. Recent ones only the API server can judge."""
+@pytest.mark.parametrize("ago_s", [3600, 70])
+def test_expired_token_is_refused(door: Door, node_here: World, ago_s: int) -> None:
+    """Signed by the cluster's own key: nothing but its time is wrong.
+
+    The API server itself admits a token for a minute after its end (go-jose's DefaultLeeway).
+    """
     world = node_here
     real = world.agent_token(world.agent_pod()["metadata"]["name"])
 
     answer = door.deliver(f"Bearer {signed_again(world, real, exp=int(time.time()) - ago_s)}", world.node)
 
-    assert (answer.status, answer.reason) == (401, reason)
+    assert (answer.status, answer.reason) == (401, "TokenExpired")
 
 
 def test_token_signed_by_somebody_else_is_refused(door: Door) -> None:
