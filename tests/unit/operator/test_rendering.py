@@ -379,6 +379,7 @@ def test_any_text_stays_one_value(text: str) -> None:
     check_scalar(text)
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         TEXT | st.integers() | st.booleans() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vedette_operator.errors import ValuesError
@@ -257,6 +257,7 @@ DATA = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(DATA)
 def test_whatever_is_given_ends_in_values_or_in_problems(data: Any) -> None:
     try:
