@@ -196,6 +196,17 @@ class Builder:
         stamp.write_text(identity)
         return path
 
+    def clean(self) -> None:
+        """Remove the working containers and mounts that buildah leaves behind, most of all when a build is killed."""
+        if self.engine.name != "buildah" or self.engine.storage is None:
+            return
+        subprocess.run(self.engine.command("rm", "--all"), capture_output=True, check=False, env=self.environment)
+        store = os.path.realpath(self.engine.storage)
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for mount in reversed(mounts):
+            if mount.startswith(f"{store}/"):
+                subprocess.run(["umount", mount], capture_output=True, check=False)
+
     def prune(self) -> None:
         """Remove the layers that no image uses any more."""
         if self.engine.name == "buildah":
@@ -249,18 +260,21 @@ def build_images(
     with locked("images"):
         builder = Builder(chosen, directory, base_image, epoch, verbose=verbose)
         stage_context(builder.context)
-        for target in targets:
-            started = time.monotonic()
-            identity = builder.build(target)
-            archives[target] = builder.save(target, identity)
-            size = archive.read(archives[target]).compressed_bytes / 1e6
-            print(
-                f"{reference(target)}: {size:.1f} MB compressed, {time.monotonic() - started:.1f} s "
-                f"({archives[target].relative_to(REPOSITORY)})",
-                file=sys.stderr,
-            )
-        if prune:
-            builder.prune()
+        try:
+            for target in targets:
+                started = time.monotonic()
+                identity = builder.build(target)
+                archives[target] = builder.save(target, identity)
+                size = archive.read(archives[target]).compressed_bytes / 1e6
+                print(
+                    f"{reference(target)}: {size:.1f} MB compressed, {time.monotonic() - started:.1f} s "
+                    f"({archives[target].relative_to(REPOSITORY)})",
+                    file=sys.stderr,
+                )
+            if prune:
+                builder.prune()
+        finally:
+            builder.clean()
         write_sizes()
     return archives
 
