@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.detector.botocore_shapes import problems
@@ -209,6 +209,7 @@ def test_the_id_follows_type_resource_and_key_and_nothing_else() -> None:
     assert len({u.id for u in (first, *others)}) == 6
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=5), max_size=3), st.lists(st.text(max_size=5), max_size=3))
 def test_different_keys_give_different_ids(one: list[str], other: list[str]) -> None:
     def identity(key: list[str]) -> str:
@@ -217,6 +218,7 @@ def test_different_keys_give_different_ids(one: list[str], other: list[str]) -> 
     assert (identity(one) == identity(other)) == (one == other)
 
 
+@settings(deadline=None)
 @given(st.text() | st.binary())
 def test_no_text_of_an_attacker_reaches_a_finding_raw(hostile: str | bytes) -> None:
     text = hostile if isinstance(hostile, str) else hostile.decode("latin-1")
@@ -398,6 +400,7 @@ _KEYS = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=5), max_leaves=30

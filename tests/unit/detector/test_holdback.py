@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vedette_detector.holdback import HoldBack
@@ -27,6 +27,7 @@ def test_a_key_that_is_not_held_is_released_to_no_effect() -> None:
     assert held.holds("a")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("hrt"), st.sampled_from("abc")), max_size=60))
 def test_nothing_is_lost_doubled_or_overtaken(steps: list[tuple[str, str]]) -> None:
     held: HoldBack[str, tuple[str, int]] = HoldBack()

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.detector.kubernetes_objects import (
@@ -386,6 +386,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(_JSON)
 def test_any_json_gives_a_pod_a_node_and_owners(given: Any) -> None:
     if not isinstance(given, dict):

@@ -1,7 +1,7 @@
 """Container identity from cgroup paths, in the forms that runtimes and the kubelet write."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vedette_detector.engine.container import INITIAL_PID_NS, parse_cgroup
@@ -142,6 +142,7 @@ def test_a_pod_of_a_node_that_is_a_container_is_kept_aside(path: str, outer: str
     assert found.inner.inner is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([ID, INNER, f"pod{UID}", "kubepods", f"crio-conmon-{ID}.scope", "", "x"]), max_size=60))
 def test_no_path_makes_more_than_one_level(parts: list[str]) -> None:
     found = parse_cgroup("/".join(parts).encode())
