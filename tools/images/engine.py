@@ -108,6 +108,6 @@ def choose(wanted: str, storage: Path) -> Engine:
         if name != "docker" or subprocess.run(engine.command("info"), capture_output=True, check=False).returncode == 0:
             return engine
     raise EngineError(
-        f"{wanted or 'none of docker, podman and buildah'} is not there (or does not answer). "
+        f"{f'{wanted} is not there' if wanted else 'none of docker, podman and buildah is there'} (or it does not answer). "
         "Debian, Ubuntu: apt-get install --no-install-recommends buildah"
     )
