@@ -38,6 +38,7 @@ live: setup ## Run the tests that load real BPF programs into this kernel (root)
 	  echo 'live tests: skipped, they load BPF programs and need root (sudo make live)' >&2; \
 	else \
 	  tools/bootstrap.sh cluster; \
+	  tools/bootstrap.sh images; \
 	  $(PYTHON) -m tools.localcluster build --kwok; \
 	  $(PYTHON) -m pytest tests/live; \
 	fi

@@ -107,7 +107,7 @@ def choose(wanted: str, storage: Path) -> Engine:
         # docker is often there without a daemon that would answer.
         if name != "docker" or subprocess.run(engine.command("info"), capture_output=True, check=False).returncode == 0:
             return engine
+    missing = f"{wanted} is not there" if wanted else "none of docker, podman and buildah is there"
     raise EngineError(
-        f"{f'{wanted} is not there' if wanted else 'none of docker, podman and buildah is there'} (or it does not answer). "
-        "Debian, Ubuntu: apt-get install --no-install-recommends buildah"
+        f"{missing} (or it does not answer). Debian, Ubuntu: apt-get install --no-install-recommends buildah"
     )
