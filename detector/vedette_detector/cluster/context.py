@@ -116,7 +116,7 @@ class KubernetesContext:
             Watch(api, JOBS, self._above["Job"]),
         ]
         self._tasks: list[asyncio.Task[None]] = []
-        self._waited: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._waited: OrderedDict[tuple[str, str, str], float] = OrderedDict()
         self.statistics = Statistics()
 
     async def start(self, wait_s: float = 0.0) -> None:
@@ -315,8 +315,9 @@ class KubernetesContext:
         }
 
 
-def _waiting_key(wanted: Wanted) -> tuple[str, str]:
-    return (wanted.container.pod_uid or "", wanted.container.container_id or "")
+def _waiting_key(wanted: Wanted) -> tuple[str, str, str]:
+    # With the node: one that reports another's pods must not make that one's findings go out too early.
+    return (wanted.node, wanted.container.pod_uid or "", wanted.container.container_id or "")
 
 
 def _missing_container(match: ContainerMatch) -> str:

@@ -129,6 +129,14 @@ async def test_what_was_waited_for_in_vain_is_told_as_missing_and_not_waited_for
         assert context.statistics.waits == 1
 
 
+async def test_a_node_that_reports_another_s_pod_does_not_keep_it_from_being_waited_for(tmp_path: Path) -> None:
+    async with known(tmp_path) as (_, context):
+        await context.lookup(reference(), "node-b", wait_s=0.01)
+        assert context.pending([Wanted(reference(), "node-b"), Wanted(reference(), NODE)]) == [
+            Wanted(reference(), NODE)
+        ]
+
+
 async def test_a_container_that_was_waited_for_in_vain_is_known_when_it_comes(tmp_path: Path) -> None:
     async with known(tmp_path) as (cluster, context):
         assert isinstance(await context.lookup(reference(), NODE, wait_s=0.01), Unknown)
