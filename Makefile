@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: cluster cluster-down cluster-status cluster-kubeconfig help setup bpf lint format test unit live kernels images demo demo-host bench clean
+.PHONY: cluster cluster-down cluster-status cluster-kubeconfig help setup bpf lint format test unit live e2e kernels images demo demo-host bench bench-cluster clean
 
 PYTHON := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE ?=
@@ -28,7 +28,7 @@ format: setup ## Bring the style in order
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-test: lint unit live ## Run every test (live ones need root and a kernel with BTF)
+test: lint unit live e2e ## Run every test (live and e2e ones need root and a kernel with BTF)
 
 unit: setup ## Run the tests that need no root and no network
 	$(PYTHON) -m pytest tests/unit
@@ -41,6 +41,15 @@ live: setup ## Run the tests that load real BPF programs into this kernel (root)
 	  tools/bootstrap.sh images; \
 	  $(PYTHON) -m tools.localcluster build --kwok; \
 	  $(PYTHON) -m pytest tests/live; \
+	fi
+
+e2e: setup ## Run the tests in a Kubernetes with Vedette in it, made for them here (root; CLUSTER=kind or current: elsewhere)
+	@if [[ $$(id -u) -ne 0 && -z $${CI-} && $${CLUSTER:-local} == local ]]; then \
+	  echo 'e2e tests: skipped, they start a Kubernetes node and load BPF programs and need root (sudo make e2e)' >&2; \
+	else \
+	  tools/bootstrap.sh cluster; \
+	  tools/bootstrap.sh images; \
+	  $(PYTHON) -m pytest tests/e2e $(ARGS); \
 	fi
 
 kernels: setup ## Load the programs into other kernels, 5.10 to the newest, in virtual machines (qemu, mmdebstrap)
@@ -71,6 +80,11 @@ demo-host: setup ## The same without Kubernetes: attack this machine harmlessly,
 
 bench: setup ## Measure; prints each figure beside the machine's load, writes build/bench.json (root)
 	@$(PYTHON) benchmarks/run.py $(ARGS)
+
+bench-cluster: setup ## Measure in a Kubernetes made for it; writes build/bench-cluster.json (root)
+	@tools/bootstrap.sh cluster
+	@tools/bootstrap.sh images
+	@$(PYTHON) benchmarks/cluster.py $(ARGS)
 
 clean: ## Remove what was built (not the Python environment)
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -36,9 +36,8 @@ Json = dict[str, Any]
 STORM_RATE = 5_000
 ACT = """
 import socket, sys, time
-first = int(sys.argv[1])
-for n in range(first, first + 100000):
-    address = f"2001:db8:bad::{n:x}"
+for n in range(1, 65536):
+    address = f"2001:db8:bad:{sys.argv[1]}::{n:x}"
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
         s.connect((address, 443))
     print(address, flush=True)
@@ -49,10 +48,10 @@ for n in range(first, first + 100000):
 class Storm:
     """A pod that acts and makes noise until it is told to stop."""
 
-    def __init__(self, world: World, pod: Pod, first: int) -> None:
+    def __init__(self, world: World, pod: Pod, network: str) -> None:
         self.pod = pod
         self._world = world
-        self._acting = pod.popen(["python3", "-I", "-S", "-c", ACT, str(first)])
+        self._acting = pod.popen(["python3", "-I", "-S", "-c", ACT, network])
         self._noise = pod.popen(["/load/agent_load", "storm", "0", str(STORM_RATE * 600), str(STORM_RATE)])
         self.acts: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -132,7 +131,7 @@ def storm(node_here: World, load_program: Path) -> Iterator[Storm]:
             ],
             check=True,
         )
-        made = Storm(world, pod, int(time.time()) % 50_000 * 65_536)
+        made = Storm(world, pod, f"{1 + int(time.time()) % 65_534:x}")
         try:
             yield made
         finally:
