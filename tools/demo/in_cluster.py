@@ -32,19 +32,28 @@ from rich.text import Text
 
 from tools.attacks import Behaviour, by_name, perform
 from tools.attacks.catalogue import THREAT_LIST
-from tools.containers.pod import Kubectl, Pod
+from tools.containers.pod import Kubectl, Pod, PodError
+from tools.demo.installation import (
+    ATTACK_IMAGE,
+    DETECTOR,
+    IMAGES,
+    NAMESPACE,
+    Installation,
+    InstallationError,
+    archive,
+    build_images,
+    node_kubectl,
+)
 from tools.demo.script import IN_PODS
+from tools.localcluster.errors import ClusterError
 from vedette_cli.findings import dig, extras, process_line
 from vedette_cli.output import band, severity_style
 from vedette_cli.text import safe
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMESPACE = "vedette-system"
 SHOP = "shop"
 """The namespace whose pods are attacked."""
 PATIENCE_S = 8.0
 QUIET_S = 1.5
-ATTACK_IMAGE = "localhost/vedette-attacks:dev"
 
 
 @dataclass
@@ -63,7 +72,7 @@ class Follower:
     def __init__(self, kubectl: Kubectl) -> None:
         self._process = subprocess.Popen(
             kubectl.command(
-                *("exec", f"--namespace={NAMESPACE}", "vedette-detector-0", "--"),
+                *("exec", f"--namespace={NAMESPACE}", DETECTOR, "--"),
                 *("vedette", "findings", "watch", "--since", "1h", "-o", "json"),
             ),
             stdin=subprocess.DEVNULL,
@@ -125,12 +134,6 @@ def finding_line(finding: dict[str, Any], read: float) -> Text:
     return line
 
 
-def make(*targets: str) -> None:
-    """Run make targets of this repository, showing what they say."""
-    if subprocess.run(["make", "--no-print-directory", "-s", *targets], cwd=ROOT, check=False).returncode != 0:
-        raise SystemExit(f"make {' '.join(targets)} failed; the lines above say why")
-
-
 @contextlib.contextmanager
 def step(show: Console, text: str) -> Iterator[None]:
     """Say what is being done, and how long it took."""
@@ -138,61 +141,6 @@ def step(show: Console, text: str) -> Iterator[None]:
     began = time.monotonic()
     yield
     show.print(f"   {time.monotonic() - began:.1f} s", style="dim")
-
-
-def install(kubectl: Kubectl, directory: Path) -> None:
-    """Certificates, manifests, apply, wait: the commands of docs/kubernetes.md."""
-    vedette = str(ROOT / ".venv/bin/vedette")
-    subprocess.run([vedette, "certificates", "--out", str(directory / "tls")], check=True, stdout=subprocess.DEVNULL)
-    lists = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": "vedette-threat-lists", "namespace": NAMESPACE},
-        "data": {"demo.txt": THREAT_LIST},
-    }
-    values = directory / "values.yaml"
-    values.write_text(
-        json.dumps(
-            {
-                "images": {"registry": "localhost", "tag": "dev"},
-                "cluster": {"name": "demo"},
-                "detector": {"threatLists": {"configMaps": ["vedette-threat-lists"]}},
-            }
-        )
-    )
-    rendered = subprocess.run(
-        [vedette, "manifests", "--values", str(values), "--tls-dir", str(directory / "tls")],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
-    kubectl.run("apply", "--server-side", "-f", "-", stdin=json.dumps(namespace))
-    kubectl.run("apply", "--server-side", "-f", "-", stdin=json.dumps(lists))
-    kubectl.run("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=rendered)
-    for what in ("statefulset/vedette-detector", "daemonset/vedette-agent"):
-        kubectl.run("rollout", "status", what, f"--namespace={NAMESPACE}", "--timeout=120s", timeout_s=150)
-
-
-def in_detector(kubectl: Kubectl, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run ``vedette`` where the detector runs."""
-    return kubectl.run("exec", f"--namespace={NAMESPACE}", "vedette-detector-0", "--", "vedette", *command, check=False)
-
-
-def wait_until_watched(kubectl: Kubectl) -> dict[str, Any]:
-    """The detector's status, once an agent has reported loaded hooks."""
-    deadline = time.monotonic() + 60
-    said = ""
-    while time.monotonic() < deadline:
-        done = in_detector(kubectl, "status", "-o", "json")
-        said = done.stderr
-        with contextlib.suppress(ValueError):
-            status: dict[str, Any] = json.loads(done.stdout)
-            for node in status.get("nodes") or []:
-                if any(h.get("state") == "loaded" for h in node.get("hooks") or []):
-                    return status
-        time.sleep(0.3)
-    raise SystemExit(f"no agent reported within 60 s: {said}")
 
 
 def play(behaviour: Behaviour, pod: Pod, follower: Follower, show: Console) -> Outcome:
@@ -274,19 +222,23 @@ def main() -> int:
     plays = [(by_name(n), texts.get(n, by_name(n).title)) for n in options.names or texts]
     show.print(Rule("Vedette in Kubernetes: demo", style="bold"))
     with step(show, "Building the images (minutes the first time, then seconds)"):
-        make("images")
+        build_images()
     cluster = Cluster(name="demo")
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="vedette-demo-") as directory:
         try:
             with step(show, "Starting Kubernetes on this machine (its components are compiled the first time)"):
                 cluster.up()
-                for image in ("agent", "detector", "attacks"):
-                    cluster.load_image(ROOT / f"build/images/{image}.tar")
-            kubectl = Kubectl(cluster.kubeconfig)
+                for image in IMAGES:
+                    cluster.load_image(archive(image))
+            kubectl = Kubectl(cluster.kubeconfig, node_kubectl(cluster.layout.state_file))
+            lists = {"demo.txt": THREAT_LIST}
+            installation = Installation(kubectl, Path(directory), cluster="demo", threat_lists=lists)
             with step(show, "Installing Vedette: vedette certificates, vedette manifests | kubectl apply -f -"):
-                install(kubectl, Path(directory))
-                wait_until_watched(kubectl)
+                installation.certificates()
+                installation.apply()
+                installation.wait_for_rollout()
+                installation.wait_until_watched()
             show.print(kubectl.run("get", "pods", f"--namespace={NAMESPACE}", "-o", "wide").stdout.rstrip())
             kubectl.run("create", "namespace", SHOP)
             follower = Follower(kubectl)
@@ -318,14 +270,14 @@ def main() -> int:
             if example is not None:
                 show_one(example, show)
             show.print(Rule("vedette status, in the detector's pod", style="bold"))
-            show.print(in_detector(kubectl, "status").stdout.rstrip())
+            show.print(installation.vedette("status").stdout.rstrip())
             if any(o.problems for o in outcomes):
-                logs = kubectl.run("logs", f"--namespace={NAMESPACE}", "vedette-detector-0", "--tail=30", check=False)
-                show.print(f"The detector's own log:\n{logs.stdout}", style="dim")
+                show.print(installation.logs(), style="dim")
         finally:
             if options.keep:
                 show.print(
-                    f"The cluster stays: export KUBECONFIG={cluster.kubeconfig}\nEnd it with: make cluster-down NAME=demo"
+                    f"The cluster stays: export KUBECONFIG={cluster.kubeconfig}\n"
+                    "End it with: make cluster-down ARGS='--name demo'"
                 )
             else:
                 with step(show, "Taking everything down"):
@@ -339,4 +291,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ClusterError, InstallationError, PodError) as error:
+        sys.exit(f"make demo: {error}")
