@@ -442,10 +442,12 @@ class Cluster:
     def _simulate(self, network: Network, count: int) -> None:
         """Make the simulated nodes that are missing, remove those that are too many."""
         local = threading.local()
+        opened: list[Api] = []
 
         def api() -> Api:
             if not hasattr(local, "api"):
                 local.api = Api(self.layout, network)
+                opened.append(local.api)
             made: Api = local.api
             return made
 
@@ -460,10 +462,14 @@ class Cluster:
 
         wanted = {simulated.node_name(self.layout, number): number for number in range(count)}
         path = f"/api/v1/nodes?labelSelector={simulated.LABEL}"
-        present = {item["metadata"]["name"] for item in api().request("GET", path)["items"]}
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(remove, sorted(present - wanted.keys())))
-            list(pool.map(make, [number for name, number in wanted.items() if name not in present]))
+        try:
+            present = {item["metadata"]["name"] for item in api().request("GET", path)["items"]}
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(remove, sorted(present - wanted.keys())))
+                list(pool.map(make, [number for name, number in wanted.items() if name not in present]))
+        finally:
+            for each in opened:
+                each.close()
 
     # Down.
 
