@@ -186,6 +186,8 @@ class Agent:
             batch_s=options.batch_ms / 1000,
             unhurried=lambda: not self._sender.healthy,
         )
+        if not self._programs.reused:
+            self._drain.drained_ns = self._programs.session  # a new ring: nothing older can be in it
         for hook in self._programs.hooks:
             if hook.state != "loaded":
                 self._log("warning", "hook not available", event=hook.event, hook=hook.hook, why=hook.reason)
