@@ -95,6 +95,7 @@ def start(layout: Layout, program: Program, cgroup_procs: Sequence[Path]) -> Run
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640),
             (os.POSIX_SPAWN_DUP2, 1, 2),
+            *((os.POSIX_SPAWN_CLOSE, descriptor) for descriptor in _inherited()),
         ],
         setsid=True,
         setsigmask=(),
@@ -113,6 +114,17 @@ def start(layout: Layout, program: Program, cgroup_procs: Sequence[Path]) -> Run
     temporary.write_text(json.dumps({"pid": pid, "start_time": started}))
     temporary.rename(note)
     return running
+
+
+def _inherited() -> list[int]:
+    """Descriptors that whoever started us left open: a program that outlives us must not hold their pipes."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        # The descriptor of the listing itself is gone by now.
+        with contextlib.suppress(OSError):
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
 
 
 def ensure(layout: Layout, program: Program, cgroup_procs: Sequence[Path]) -> Running:
