@@ -46,7 +46,7 @@ from tools.demo.installation import (
 )
 from tools.demo.script import IN_PODS
 from tools.localcluster.errors import ClusterError
-from vedette_cli.findings import dig, extras, process_line
+from vedette_cli.findings import dig, process_line
 from vedette_cli.output import band, severity_style
 from vedette_cli.text import safe
 
@@ -111,10 +111,8 @@ def workload(finding: dict[str, Any]) -> dict[str, Any]:
 
 def pod_of(finding: dict[str, Any]) -> str:
     """Namespace and name of the pod that a finding is about; empty for none."""
-    pod = dig(extras(finding), "kubernetes", "pod")
-    if not isinstance(pod, dict):
-        return ""
-    return f"{pod.get('namespace')}/{pod.get('name')}"
+    details = workload(finding)
+    return f"{details.get('namespace')}/{details.get('name')}" if details else ""
 
 
 def age_ms(finding: dict[str, Any], read: float) -> float:
