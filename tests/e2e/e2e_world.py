@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -336,6 +337,26 @@ class World:
     def agent_token(self, pod: str) -> str:
         """A token as the kubelet projects it into an agent's pod."""
         return self.token("vedette-agent", "--bound-object-kind=Pod", f"--bound-object-name={pod}")
+
+    @contextlib.contextmanager
+    def agent_that_runs_nowhere(self) -> Iterator[str]:
+        """A token of an agent's pod that is not scheduled: it names no node, so the detector asks for the pod."""
+        name = f"vedette-agent-waiting-{secrets.token_hex(3)}"
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {
+                "schedulingGates": [{"name": "example.com/never"}],
+                "serviceAccountName": "vedette-agent",
+                "containers": [{"name": "agent", "image": "localhost/none:none"}],
+            },
+        }
+        self.kubectl.run("apply", "--server-side", "-f", "-", stdin=json.dumps(pod))
+        try:
+            yield self.agent_token(name)
+        finally:
+            self.kubectl.run("delete", "pod", name, f"--namespace={NAMESPACE}", "--force", "--grace-period=0")
 
     def admin_token(self) -> str:
         """A token of the account that may read the status; the operator, which makes the account, is not there."""

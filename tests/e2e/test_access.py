@@ -170,24 +170,8 @@ def test_token_of_a_pod_that_is_gone_is_refused(door: Door) -> None:
 
 
 def test_token_of_a_pod_that_runs_nowhere_is_refused(door: Door) -> None:
-    """Its token names no node: the detector asks where the pod runs."""
-    world = door.world
-    name = f"vedette-agent-waiting-{secrets.token_hex(3)}"
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "schedulingGates": [{"name": "example.com/never"}],
-            "serviceAccountName": "vedette-agent",
-            "containers": [{"name": "agent", "image": "localhost/none:none"}],
-        },
-    }
-    world.kubectl.run("apply", "--server-side", "-f", "-", stdin=json.dumps(pod))
-    try:
-        answer = door.deliver(f"Bearer {world.agent_token(name)}", world.node)
-    finally:
-        world.kubectl.run("delete", "pod", name, f"--namespace={NAMESPACE}", "--force", "--grace-period=0")
+    with door.world.agent_that_runs_nowhere() as token:
+        answer = door.deliver(f"Bearer {token}", door.world.node)
 
     assert (answer.status, answer.reason) == (403, "PodGone")
 

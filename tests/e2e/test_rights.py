@@ -52,6 +52,10 @@ def test_detector_has_the_rights_that_it_uses(node_here: World) -> None:
     def used() -> set[Right]:
         return {right_of(entry) for entry in requests_of(log, DETECTOR) if "objectRef" in entry}
 
+    # What it asks for only now and then.
+    with world.agent_that_runs_nowhere() as token, world.forwarded() as port:
+        world.ask(port, "POST", "/v1/heartbeat", authorization=f"Bearer {token}", body=b"{}")
+
     rights = granted(world)
     assert used() - rights == set(), "the detector asks for what it may not do"
     refused = [e["requestURI"] for e in requests_of(log, DETECTOR) if e.get("responseStatus", {}).get("code") == 403]
