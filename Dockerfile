@@ -46,8 +46,8 @@ COPY cli/pyproject.toml cli/
 RUN mkdir /requirements \
     && export="uv export --quiet --frozen --no-dev --no-emit-workspace --no-header --no-annotate" \
     && $export --package vedette-agent --output-file /requirements/agent.txt \
-    && $export --package vedette-operator --output-file /requirements/operator.txt \
-    && $export --all-packages --all-extras --output-file /requirements/detector.txt
+    && $export --package vedette-operator --extra controller --output-file /requirements/operator.txt \
+    && $export --all-packages --all-extras --no-extra controller --output-file /requirements/detector.txt
 
 FROM tools AS agent-packages
 COPY tools/images/tidy.py /opt/tools/
