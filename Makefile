@@ -73,6 +73,8 @@ cluster-kubeconfig: setup ## Print the path of its kubeconfig (make -s)
 	@$(PYTHON) -m tools.localcluster kubeconfig $(ARGS)
 
 demo: setup ## Start a Kubernetes here, install Vedette, attack from pods, see the findings, take all down (root)
+	@tools/bootstrap.sh cluster
+	@tools/bootstrap.sh images
 	@$(PYTHON) tools/demo/in_cluster.py $(ARGS)
 
 demo-host: setup ## The same without Kubernetes: attack this machine harmlessly, a dozen ways (root)
