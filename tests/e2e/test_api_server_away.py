@@ -154,5 +154,5 @@ def test_all_recovers(outage: Outage) -> None:
         finding = world.wait_for(pod.uid, C2_IP)
     assert workload_part(finding)["name"] == pod.name
     assert kubernetes(finding).get("missing", []) == []
-    node = world.node_status()
-    assert [e["balance"] for e in node["ledger"] if e["balance"] not in ("balanced", "outstanding")] == []
+    newest = max(world.node_status()["ledger"], key=lambda entry: entry["session"])
+    assert newest["balance"] in ("balanced", "outstanding"), newest

@@ -154,11 +154,16 @@ def assert_balanced(world: World, before: Json) -> None:
         return status if on_the_way < STORM_RATE and not status["silent"] else None
 
     after = eventually(settled, "the ledger settles", 90, 0.5)
-    lost_before = {entry["session"] for entry in before["ledger"] if entry["balance"] == "lost"}
-    for entry in after["ledger"]:
+    for entry in since(before, after):
         assert_adds_up(entry)
-        assert entry["balance"] in ("balanced", "outstanding") or entry["session"] in lost_before, entry
+        assert entry["balance"] in ("balanced", "outstanding"), entry
     assert losses(after) == losses(before)
+
+
+def since(before: Json, after: Json) -> list[Json]:
+    """The ledger's entries without those of sessions in which something had been lost before."""
+    lost = {entry["session"] for entry in before["ledger"] if entry["balance"] in ("lost", "unbalanced")}
+    return [entry for entry in after["ledger"] if entry["session"] not in lost]
 
 
 def assert_adds_up(entry: Json) -> None:
@@ -179,8 +184,8 @@ def losses(status: Json) -> Json:
     return {name: sum(entry[name] for entry in status["ledger"]) for name in LOSSES}
 
 
-def notes(world: World, kind: NoteKind, since: int) -> list[Note]:
-    return [note for note in world.findings.notes(world.node) if note.kind is kind and note.at_ns >= since]
+def notes(world: World, kind: NoteKind, began: int) -> list[Note]:
+    return [note for note in world.findings.notes(world.node) if note.kind is kind and note.at_ns >= began]
 
 
 def restarts(world: World, component: str) -> int:
@@ -229,9 +234,9 @@ def test_detector_pod_deleted_in_a_storm(node_here: World, storm: Storm) -> None
     assert_balanced(world, before)
 
 
-def told_of_gap(world: World, since: int, what: str) -> Note:
+def told_of_gap(world: World, began: int, what: str) -> Note:
     """The ledger's note about the time without an agent."""
-    found = eventually(lambda: notes(world, NoteKind.WITHOUT_AGENT, since), f"the gap is stated: {what}", 60, 0.3)
+    found = eventually(lambda: notes(world, NoteKind.WITHOUT_AGENT, began), f"the gap is stated: {what}", 60, 0.3)
     note = found[0]
     print(f"{what}: {note.message}")
     assert re.match(r"no agent watched for \d+\.\d{3} s", note.message)
@@ -244,19 +249,19 @@ def told_of_gap(world: World, since: int, what: str) -> Note:
 def test_agent_killed(node_here: World, storm: Storm) -> None:
     """What it had seen is in the spool and arrives; what happened without it is stated as a gap."""
     world = node_here
-    before, since, known = world.node_status(), time.time_ns(), set(sessions(world))
+    before, began, known = world.node_status(), time.time_ns(), set(sessions(world))
     restarted = restarts(world, "agent")
 
     kill(agent_process(world))
 
     eventually(lambda: restarts(world, "agent") > restarted, "the kubelet starts the agent again", 90, 0.3)
     eventually(lambda: set(sessions(world)) - known, "a new session reports", 60, 0.3)
-    note = told_of_gap(world, since, "agent killed with SIGKILL")
+    note = told_of_gap(world, began, "agent killed with SIGKILL")
     assert "the agent before was killed" in note.message
     storm.go_on()
     assert_gap_only(world, storm)
     after = world.node_status()
-    for entry in after["ledger"]:
+    for entry in since(before, after):
         assert_adds_up(entry)
     # At most what was in the kernel's ring when it died, and that is said; whatever had left it has arrived.
     only_the_ring = {name: 0 for name in LOSSES if name != "ring_lost_events"}
@@ -281,7 +286,7 @@ def assert_gap_only(world: World, storm: Storm) -> None:
 
 def test_agent_pod_deleted(node_here: World, storm: Storm) -> None:
     world = node_here
-    since, uid = time.time_ns(), world.agent_pod()["metadata"]["uid"]
+    began, uid = time.time_ns(), world.agent_pod()["metadata"]["uid"]
     known = set(sessions(world))
 
     world.kubectl.run(
@@ -290,7 +295,7 @@ def test_agent_pod_deleted(node_here: World, storm: Storm) -> None:
 
     eventually(lambda: set(sessions(world)) - known, "a new session reports", 90, 0.3)
     assert world.agent_pod()["metadata"]["uid"] != uid
-    note = told_of_gap(world, since, "agent pod deleted")
+    note = told_of_gap(world, began, "agent pod deleted")
     # It was asked to end and had the time to: it drained the ring and said that it ends.
     assert "killed" not in note.message
     storm.go_on()
@@ -299,13 +304,13 @@ def test_agent_pod_deleted(node_here: World, storm: Storm) -> None:
 
 def test_agents_rolled_out(node_here: World, storm: Storm) -> None:
     world = node_here
-    before, since, known = world.node_status(), time.time_ns(), set(sessions(world))
+    before, began, known = world.node_status(), time.time_ns(), set(sessions(world))
 
     world.kubectl.run("rollout", "restart", "daemonset/vedette-agent", f"--namespace={NAMESPACE}")
     world.installation.wait_for_rollout()
 
     eventually(lambda: set(sessions(world)) - known, "a new session reports", 60, 0.3)
-    note = told_of_gap(world, since, "rollout of the agents")
+    note = told_of_gap(world, began, "rollout of the agents")
     assert "killed" not in note.message
     storm.go_on()
     assert_gap_only(world, storm)
