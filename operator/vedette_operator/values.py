@@ -38,13 +38,30 @@ RESERVED_ANNOTATIONS = "vedette.dev/"
 """Annotations below this prefix are ours."""
 
 
-def _pattern(expression: str, what: str) -> Check:
-    compiled = re.compile(expression)
-    return lambda text: "" if compiled.fullmatch(text) else f"{text!r} is not {what}"
+@dataclass(frozen=True)
+class Pattern:
+    """A check that a regular expression makes; the schema of the resource takes the expression over."""
+
+    expression: str
+    what: str
+
+    def __call__(self, text: str) -> str:
+        """What is wrong with ``text``."""
+        return "" if re.fullmatch(self.expression, text) else f"{text!r} is not {self.what}"
 
 
-def _least(number: int) -> Check:
-    return lambda value: "" if value >= number else f"must be at least {number}, is {value}"
+@dataclass(frozen=True)
+class Least:
+    """A check for a least number."""
+
+    number: int
+
+    def __call__(self, value: int) -> str:
+        """What is wrong with ``value``."""
+        return "" if value >= self.number else f"must be at least {self.number}, is {value}"
+
+
+_pattern, _least = Pattern, Least
 
 
 def _duration_problem(text: str) -> str:
