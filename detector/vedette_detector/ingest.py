@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 MAX_HEARTBEAT = 256 << 10
 """Bytes of a heartbeat's body."""
+MAX_FORGET = 4 << 10
+"""Bytes of a request to forget a node."""
 MAX_BATCHES = 16384
 """Batches in one request."""
 MAX_RAW_BYTES = 512 << 20
@@ -107,6 +109,25 @@ def parse_body(body: bytes) -> tuple[list[tuple[BatchHeader, bytes]], RejectedBa
     if not batches:
         return [], RejectedBatchError("EmptyBody", "the body holds no batch", None)
     return batches, None
+
+
+async def read_small(request: web.Request, limit: int) -> bytes:
+    """A body for which no room is kept, so that no more of it is ever held than ``limit`` bytes.
+
+    Raises:
+        web.HTTPRequestEntityTooLarge: it is larger, whatever its Content-Length says.
+        web.HTTPRequestTimeout: it does not arrive.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.content.iter_any():
+                body += part
+                if len(body) > limit:
+                    raise web.HTTPRequestEntityTooLarge(limit, len(body))
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
+    return bytes(body)
 
 
 def parse_heartbeat(body: bytes) -> tuple[str, bytes, dict[str, Any]]:
@@ -228,12 +249,7 @@ def make_app(backend: Backend, authenticator: Authenticator, *, max_body_bytes: 
         return filters if request.headers.get("X-Vedette-Filters") != filters["version"] else None
 
     async def post_heartbeat(request: web.Request) -> web.Response:
-        if (request.content_length or 0) > MAX_HEARTBEAT:
-            raise web.HTTPRequestEntityTooLarge(MAX_HEARTBEAT, request.content_length or 0)
-        body = await request.read()
-        if len(body) > MAX_HEARTBEAT:
-            raise web.HTTPRequestEntityTooLarge(MAX_HEARTBEAT, len(body))
-        node, boot_id, document = parse_heartbeat(body)
+        node, boot_id, document = parse_heartbeat(await read_small(request, MAX_HEARTBEAT))
         request[IDENTITY].may_speak_for(node)
         await backend.heartbeat(node, boot_id, document)
         return web.json_response({"acknowledged": [], "filters": new_filters(request)})
@@ -252,7 +268,7 @@ def make_app(backend: Backend, authenticator: Authenticator, *, max_body_bytes: 
         if not request[IDENTITY].admin:
             raise AuthorizationError("only an administrator may forget a node", reason="NotAdministrator")
         try:
-            node = json.loads(await request.read())["node"]
+            node = json.loads(await read_small(request, MAX_FORGET))["node"]
         except (ValueError, RecursionError, TypeError, KeyError):
             raise QueryError('the body is not a JSON object with "node"') from None
         if not isinstance(node, str) or not await backend.forget(node):

@@ -84,8 +84,13 @@ class Listeners:
                 continue
             authenticator = PeerCredentials(self._settings.agent_uid) if kind == "unix:" else self._over_https
             assert authenticator is not None
+            # Room for a body is kept by its Content-Length: what some kilobytes unpack to must not come on top of it.
             runner = web.AppRunner(
-                self._make_app(authenticator), access_log=None, logger=_http_log, shutdown_timeout=ANSWER_S
+                self._make_app(authenticator),
+                access_log=None,
+                logger=_http_log,
+                shutdown_timeout=ANSWER_S,
+                auto_decompress=False,
             )
             self._runners.append(runner)
             await runner.setup()

@@ -11,6 +11,7 @@ import sqlite3
 import ssl
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +268,38 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_read(settings: S
     async with running(replace(settings, max_body_bytes=1000)) as (_, client):
         status, document = await client.post(b"x" * 1001)
         assert (status, document["reason"]) == (413, "TooLarge")
+
+
+async def test_a_heartbeat_of_unsaid_length_is_refused_while_it_still_comes(settings: Settings) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * 65536
+
+    async with running(settings) as (_, client):
+        with contextlib.suppress(aiohttp.ClientConnectionError):  # it may be gone before the answer is read
+            async with client.session.post("http://d/v1/heartbeat", data=endless()) as answer:
+                assert (answer.status, (await answer.json())["reason"]) == (413, "TooLarge")
+        assert (await client.get("/healthz"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("batches", batch(1), "BadMagic"),
+        ("heartbeat", json.dumps({"node": "node-a", "boot_id": BOOT.hex()}).encode(), "MalformedHeartbeat"),
+    ],
+)
+async def test_a_body_is_taken_as_it_comes_and_not_unpacked(
+    settings: Settings, path: str, body: bytes, reason: str
+) -> None:
+    headers = {"Content-Encoding": "deflate"}
+    async with running(settings) as (_, client):
+        for data, status in ((body, 200), (zlib.compress(body), 400)):
+            async with client.session.post(f"http://d/v1/{path}", data=data, headers=headers) as answer:
+                assert (answer.status, (await answer.json()).get("reason")) == (
+                    status,
+                    reason if data != body else None,
+                )
 
 
 async def test_a_locked_database_loses_nothing(settings: Settings) -> None:
