@@ -219,4 +219,3 @@ def test_pause_container_is_no_container_of_the_pod(node_here: World) -> None:
     assert container_part(finding)["kind"] == "sandbox"
     assert "name" not in container_part(finding)
     assert pod_part(finding)["uid"] == pod.uid
-    assert "sandbox" in finding["title"]
