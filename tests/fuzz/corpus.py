@@ -17,7 +17,7 @@ from vedette_events.columns import Heap, Splitter
 from vedette_events.encode import encode_event
 from vedette_events.schema import EVENT_TYPES
 
-SPLIT, DRAIN, DNS, MATCHER = b"\0", b"\1", b"\2", b"\3"
+SPLIT, DRAIN, DNS, MATCHER, SIEVE, SHELL = (bytes([kind]) for kind in range(6))
 
 
 def split_seeds() -> dict[str, bytes]:
@@ -67,12 +67,22 @@ def matcher_seeds() -> dict[str, bytes]:
     return seeds
 
 
+def sieve_seeds() -> dict[str, bytes]:
+    """Numbers of every size, which the harness makes a sieve of; shells with and without a command."""
+    counts = bytes([40, 5, 2, 2, 4, 4, 4, 4, 12, 8, 3, 5])
+    seeds = {
+        f"sieve-{step}": SIEVE + counts + bytes((step * n + n // 7) % 250 for n in range(900)) for step in (0, 1, 3, 11)
+    }
+    shells = [(b"/bin/sh", b"sh\0-c\0id\0"), (b"/bin/busybox", b"sh\0"), (b"/bin/bash", b"bash\0-o\0x\0-s\0y")]
+    return seeds | {f"shell-{n}": SHELL + bytes([len(path)]) + path + argv for n, (path, argv) in enumerate(shells)}
+
+
 def write(directory: Path) -> None:
     """Write everything below ``directory``."""
     corpus = directory / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     (directory / "layouts").write_bytes(Splitter().layouts)
-    for name, seed in {**split_seeds(), **drain_seeds(), **dns_seeds(), **matcher_seeds()}.items():
+    for name, seed in (split_seeds() | drain_seeds() | dns_seeds() | matcher_seeds() | sieve_seeds()).items():
         (corpus / name).write_bytes(seed)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vedette_detector.detectors.watch import WatchedValues
@@ -52,7 +53,10 @@ def execs(draw: st.DrawFn) -> bytes:
     family = draw(st.sampled_from([2, 10, 1]))
     values |= {"family": family, "raddr": draw(st.sampled_from(addresses[family]))}
     argv = draw(st.lists(st.sampled_from(["-p", "-P", "x", "a-p", "--port", "p", "a b", "-o", ""]), max_size=4))
-    return encode_event("exec", time=1, path=draw(st.sampled_from(["/bin/sh", "/usr/bin/nmap"])), argv=argv, **values)
+    texts = {name: draw(st.sampled_from(["", "", "/", "-p", "/usr/.x"])) for name in ("cwd", "filename")}
+    return encode_event(
+        "exec", time=1, path=draw(st.sampled_from(["/bin/sh", "/usr/bin/nmap"])), argv=argv, **texts, **values
+    )
 
 
 def segment_of(records: list[bytes]) -> Segment:
@@ -101,6 +105,97 @@ def test_short_literals_are_found_where_the_search_finds_them(short: list[bytes]
     assert prefilter.describe()["exec"]["literals"]["argv"] == 0, "they cost no search"
     found = prefilter.select("exec", segment, ThreatLists()).get(0, np.empty(0))
     assert set(found.tolist()) == everywhere & shells
+
+
+def told(heap: bytes, start: int, end: int, literal: bytes) -> bool:
+    """What `AnyLiteral` says, read plainly: an occurrence that takes in at most the NUL before and behind the tail."""
+    text = heap[start - 1 : end]
+    wanted = literal.lower()
+    for at in range(len(text) - len(wanted) + 1):
+        there = text[at : at + len(wanted)].lower()
+        if all(c == w or (w == 0x20 and c == 0) for c, w in zip(there, wanted, strict=True)):
+            return True
+    return False
+
+
+LITERALS = [
+    b"-p",
+    b" -p",
+    b"\0-p",
+    b"p\0",
+    b"x",
+    b"a b",
+    b"-P",
+    b"/bin/sh\0",
+    b"nmap",
+    b"/",
+    b"--port",
+    b"\0/usr",
+    b".",
+]
+groups = st.builds(
+    lambda tails, literals: AnyLiteral(tuple(tails), frozenset(literals)),
+    st.lists(st.sampled_from(["path", "argv", "cwd", "filename"]), min_size=1, max_size=3, unique=True),
+    st.lists(st.sampled_from(LITERALS), min_size=1, max_size=3),
+)
+
+
+@pytest.mark.timeout(600)
+@settings(
+    max_examples=int(os.environ.get("VEDETTE_SIEVE_EXAMPLES", "250")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    of_units=st.lists(
+        st.lists(
+            st.tuples(st.lists(masks(), max_size=2), st.lists(groups, max_size=3), st.booleans(), st.booleans()),
+            min_size=1,
+            max_size=3,
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    records=st.lists(execs(), min_size=1, max_size=8),
+    watching=st.lists(st.sampled_from(VALUES[:14]), max_size=3),
+)
+def test_plans_select_what_masks_literals_and_lists_say(
+    of_units: list[list[tuple[list[Mask], list[AnyLiteral], bool, bool]]], records: list[bytes], watching: list[int]
+) -> None:
+    """Groups shared between units, short literals, tails without text, watched values, threats: as read plainly."""
+    segment = segment_of(records)
+    threats = ThreatLists.of(["203.0.113.0/24"])
+    listed = threats.match_ips(segment.column("family"), segment.rows["raddr"])
+    watched = WatchedValues("ino")
+    units = [
+        [
+            Selector("exec", (*of, *([watched] if asks else [])), tuple(literals), "ip" if threat else None)
+            for of, literals, asks, threat in selectors
+        ]
+        for selectors in of_units
+    ]
+    prefilter = Prefilter(units)
+    for value in watching:
+        watched.add(value)
+    selected = prefilter.select("exec", segment, threats)
+
+    def passes(selector: Selector, row: int) -> bool:
+        return (
+            all(expected(segment, mask)[row] for mask in selector.masks)
+            and (selector.threat is None or bool(listed[row]))
+            and all(
+                any(
+                    told(heap.data, int(heap.offsets[row]), int(heap.offsets[row + 1]), literal)
+                    for heap in map(segment.tails.__getitem__, group.tails)
+                    for literal in group.literals
+                )
+                for group in selector.literals
+            )
+        )
+
+    for unit, selectors in enumerate(units):
+        wanted = [row for row in range(len(records)) if any(passes(selector, row) for selector in selectors)]
+        assert selected.get(unit, np.empty(0)).tolist() == wanted, (unit, selectors)
 
 
 def test_watched_values_count_from_the_moment_on_that_they_are_watched() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-SOURCES = [ROOT / "events/vedette_events" / name for name in ("_core.c", "_dns.c", "_matcher.c")]
+SOURCES = [ROOT / "events/vedette_events" / name for name in ("_core.c", "_dns.c", "_matcher.c", "_sieve.c")]
 RUNS = int(os.environ.get("VEDETTE_FUZZ_RUNS", "60000"))
 
 
@@ -35,9 +35,10 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "VEDETTE_LAYOUTS": str(directory / "layouts")}
     command = [str(directory / "fuzz_core"), "-max_len=4096", f"-artifact_prefix={directory}/", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550)
 
 
+@pytest.mark.timeout(600)
 def test_no_input_makes_the_core_fail(fuzzer: Path) -> None:
     finished = run(fuzzer, f"-runs={RUNS}", "-seed=1", "-timeout=5", str(fuzzer / "corpus"))
     assert finished.returncode == 0, finished.stderr[-4000:]

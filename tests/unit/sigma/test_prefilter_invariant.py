@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -213,6 +214,8 @@ def pairs(prefilter: Prefilter, name: str, segment: Segment) -> set[tuple[int, i
     return {(row, unit) for unit, rows in selected.items() for row in rows.tolist()}
 
 
+# Tens of milliseconds each on a quiet machine, ten times that on a busy one: more than a test has by default.
+@pytest.mark.timeout(900)
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(text=rules(), records=st.lists(events(), min_size=1, max_size=12))
 def test_prefilter_lets_every_match_through(text: str, records: list[bytes]) -> None:
@@ -239,6 +242,7 @@ def test_prefilter_lets_every_match_through(text: str, records: list[bytes]) -> 
                 assert row not in selected
 
 
+@pytest.mark.timeout(900)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(texts=st.lists(rules(), min_size=2, max_size=8), records=st.lists(events(), min_size=1, max_size=12))
 def test_many_rules_select_what_each_alone_selects(texts: list[str], records: list[bytes]) -> None:
