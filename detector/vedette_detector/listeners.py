@@ -18,6 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from vedette_detector.auth import Authenticator, PeerCredentials, TokenFile
 from vedette_detector.cluster.token_review import TokenReviews
 from vedette_detector.config import Settings
+from vedette_detector.connections import Connections, Introducing
 from vedette_detector.errors import ConfigError
 from vedette_detector.metrics import metric
 from vedette_detector.tls import ServingCertificate
@@ -62,6 +63,7 @@ class Listeners:
         self._settings = settings
         self._make_app = make_app
         self._runners: list[web.AppRunner] = []
+        self.connections = Connections()
         self.certificate: ServingCertificate | None = None
         self._over_https: Authenticator | None = reviews
         if any(address.startswith("https:") for address in settings.listen):
@@ -82,8 +84,10 @@ class Listeners:
             addresses = [address for address in self._settings.listen if address.startswith(kind)]
             if not addresses:
                 continue
-            authenticator = PeerCredentials(self._settings.agent_uid) if kind == "unix:" else self._over_https
-            assert authenticator is not None
+            authenticator: Authenticator = PeerCredentials(self._settings.agent_uid)
+            if kind == "https:":
+                assert self._over_https is not None
+                authenticator = Introducing(self._over_https, self.connections)
             # Room for a body is kept by its Content-Length: what some kilobytes unpack to must not come on top of it.
             runner = web.AppRunner(
                 self._make_app(authenticator),
@@ -103,7 +107,8 @@ class Listeners:
     async def _https(self, runner: web.AppRunner, address: str) -> None:
         host, _, port = address.removeprefix("https://").rpartition(":")
         assert self.certificate is not None
-        await web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=self.certificate.context).start()
+        assert runner.server is not None
+        await self.connections.listen(host.strip("[]"), int(port), runner.server, self.certificate.context)
 
     async def _unix(self, runner: web.AppRunner, address: str) -> None:
         settings = self._settings
@@ -130,7 +135,9 @@ class Listeners:
     async def stop(self) -> None:
         """Take no more connections, answer the requests under way, close."""
         runners, self._runners = self._runners, []
+        await self.connections.refuse()
         await asyncio.gather(*(runner.cleanup() for runner in runners))
+        await self.connections.close()
 
     def describe(self) -> dict[str, Any]:
         """JSON for the status page."""
@@ -154,6 +161,18 @@ class Listeners:
                 "gauge",
                 "1 while the certificate's files hold a pair that cannot be used; the old one stays.",
                 [({}, float(self.certificate.error is not None))],
+            )
+            states = {"stranger": self.connections.strangers, "known": self.connections.known}
+            text += metric(
+                "vedette_connections",
+                "gauge",
+                "Open connections over TCP, by whether a token has been shown on them.",
+                [({"sender": k}, float(v)) for k, v in states.items()],
+            ) + metric(
+                "vedette_connections_closed_total",
+                "counter",
+                "Connections closed because no token was shown in time, or because there were too many.",
+                [({}, float(self.connections.closed))],
             )
         if isinstance(self._over_https, TokenReviews):
             counts = self._over_https.counts
