@@ -68,8 +68,9 @@ class Kind:
     def __init__(self) -> None:
         from pytest_kind.cluster import KindCluster
 
-        if shutil.which("docker") is None:
-            pytest.skip("CLUSTER=kind needs Docker, which is not on the PATH")
+        docker = shutil.which("docker")
+        if docker is None or subprocess.run([docker, "info"], capture_output=True, check=False).returncode != 0:
+            pytest.skip("CLUSTER=kind needs Docker, which is not installed or does not answer (docker info)")
         found = {name: shutil.which(name) for name in ("kind", "kubectl")}
         self._kind = KindCluster(
             NAME,
@@ -87,7 +88,8 @@ class Kind:
         subprocess.run(command, check=True)
 
     def down(self) -> None:
-        self._kind.delete()
+        if self._kind.kind_path.exists():  # else it could not be fetched and there is nothing
+            self._kind.delete()
 
 
 class Current:
