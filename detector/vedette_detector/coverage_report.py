@@ -90,7 +90,7 @@ class CoverageReport:
         def of(kind: NoteKind) -> Losses:
             return losses.get(kind, Losses(0, 0, 0, 0))
 
-        newest = self._intake.newest.get(node)
+        missing = of(NoteKind.BATCHES_MISSING).batches
         return NodeFacts(
             node,
             heard.heartbeat if heard is not None else {},
@@ -101,13 +101,21 @@ class CoverageReport:
                 of(NoteKind.KERNEL_DROPS).events,
                 of(NoteKind.SPOOL_LOSS).events,
                 of(NoteKind.SPOOL_LOSS).batches,
-                # What the agent has explained since is no more unexplained, whenever the gap was seen.
-                min(of(NoteKind.BATCHES_MISSING).batches, newest.unexplained_batches if newest is not None else 0),
+                # What the agent has explained since is no more unexplained, whenever the gap was seen. Over all sessions,
+                # as a new one makes up for nothing.
+                min(missing, self._sums(node).unexplained_batches) if missing else 0,
                 of(NoteKind.BATCH_REJECTED).batches,
             ),
             node in in_cluster if in_cluster is not None else None,
             known.ready if known is not None else None,
         )
+
+    def _sums(self, node: str) -> Totals:
+        """Over all sessions of a node."""
+        sums = self._intake.sessions.totals.get(node, Totals(node))
+        for account in self._intake.sessions.of_node(node):
+            sums = sums.plus(account)
+        return sums
 
     async def document(self) -> dict[str, Any]:
         """What ``GET /v1/coverage`` answers; see docs/ingest.md."""
@@ -123,9 +131,7 @@ class CoverageReport:
     def _node(self, judgement: Judgement, facts: NodeFacts) -> dict[str, Any]:
         node, heartbeat = judgement.node, facts.heartbeat
         heard, newest = self._liveness.heard(node), self._intake.newest.get(node)
-        sums = self._intake.sessions.totals.get(node, Totals(node))
-        for account in self._intake.sessions.of_node(node):
-            sums = sums.plus(account)
+        sums = self._sums(node)
         hooks = hooks_of(heartbeat)
         version = heartbeat.get("agent_version") or (newest.agent_version if newest is not None else None)
         return {

@@ -14,12 +14,17 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
+def _number(value: float) -> str:
+    """All digits: a counter that moves in steps has no rate, and a moment in seconds is hours off."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
 def metric(name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> str:
     """One metric with its samples: labels and value."""
     lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
     for labels, value in samples:
         shown = ",".join(f'{k}="{_escaped(v)}"' for k, v in labels.items())
-        lines.append(f"{name}{{{shown}}} {value:g}" if shown else f"{name} {value:g}")
+        lines.append(f"{name}{{{shown}}} {_number(value)}" if shown else f"{name} {_number(value)}")
     return "\n".join(lines) + "\n"
 
 

@@ -16,6 +16,7 @@ from tests.unit.detector.detector_parts import BOOT, SESSION, batch, running
 from vedette_detector import coverage_report
 from vedette_detector.config import Settings
 from vedette_detector.coverage import Judgement, Lost, NodeFacts, Reason, hooks_of, judge, summary
+from vedette_detector.metrics import metric
 from vedette_events.framing import Counters
 
 HOOKS = [
@@ -210,6 +211,17 @@ async def test_lost_events_uncover_a_node(settings: Settings) -> None:
         ]
 
 
+async def test_a_new_session_does_not_make_up_for_what_the_one_before_has_lost(settings: Settings) -> None:
+    async with running(settings) as (_, client):
+        async with client.session.post("http://d/v1/heartbeat", json=HEARTBEAT) as answer:
+            assert answer.status == 200
+        await client.post(batch(1), batch(4))
+        await client.post(batch(1, session=SESSION + 1))
+        (node,) = (await client.get("/v1/coverage"))[1]["nodes"]
+        message = "within the last 10 min: 2 batches missing without an explanation"
+        assert node["reasons"] == [{"reason": "EventsLost", "message": message}]
+
+
 async def test_after_a_restart_what_is_known_of_nodes_is_still_told(settings: Settings) -> None:
     async with running(settings) as (_, client), client.session.post("http://d/v1/heartbeat", json=HEARTBEAT) as answer:
         assert answer.status == 200
@@ -218,3 +230,10 @@ async def test_after_a_restart_what_is_known_of_nodes_is_still_told(settings: Se
         assert (node["node"], node["agent"]["version"], node["covered"]) == ("node-a", "0.1.0", False)
         assert [r["reason"] for r in node["reasons"]] == ["AgentSilent"]
         assert service.liveness.nodes == ["node-a"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(123_456_789.0, "123456789"), (1_795_228_801.25, "1795228801.25"), (0.0, "0")]
+)
+def test_metrics_are_told_with_all_their_digits(value: float, shown: str) -> None:
+    assert metric("m", "counter", "Text.", [({}, value)]).splitlines()[-1] == f"m {shown}"
