@@ -101,8 +101,8 @@ class CoverageReport:
                 of(NoteKind.KERNEL_DROPS).events,
                 of(NoteKind.SPOOL_LOSS).events,
                 of(NoteKind.SPOOL_LOSS).batches,
-                # What the agent has explained since is no more unexplained, whenever the gap was seen. Over all sessions,
-                # as a new one makes up for nothing.
+                # What the agent has explained since is no more unexplained, whenever the gap was seen. Over all
+                # sessions, as a new one makes up for nothing.
                 min(missing, self._sums(node).unexplained_batches) if missing else 0,
                 of(NoteKind.BATCH_REJECTED).batches,
             ),
