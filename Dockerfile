@@ -200,11 +200,9 @@ COPY --from=operator-packages /opt/vedette /opt/vedette
 COPY --from=operator-own /opt/vedette /opt/vedette
 ENV PATH=/opt/vedette/bin:/usr/bin HOME=/tmp
 USER 60702:60702
-# There is no operator to run yet: the image holds what renders the manifests, and says so when it is started.
-ENTRYPOINT ["/opt/vedette/bin/python3"]
-CMD ["-c", "import sys, vedette_operator; sys.exit(f'vedette-operator {vedette_operator.__version__}: it renders manifests (python3 -m vedette_operator where there is such a module) and reconciles nothing yet')"]
+ENTRYPOINT ["/opt/vedette/bin/python3", "-m", "vedette_operator"]
 LABEL org.opencontainers.image.title="vedette-operator" \
-      org.opencontainers.image.description="What renders Vedette's manifests" \
+      org.opencontainers.image.description="Vedette's operator: deploys, repairs and removes agents and detector" \
       org.opencontainers.image.licenses="Apache-2.0"
 ARG REVISION=unknown
 ARG VERSION=unknown

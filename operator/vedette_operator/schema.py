@@ -64,7 +64,8 @@ def model_schema(kind: type) -> Json:
         if found.default is dataclasses.MISSING and found.default_factory is dataclasses.MISSING:
             required.append(name)
             continue
-        default = found.default if found.default is not dataclasses.MISSING else found.default_factory()
+        factory = found.default_factory
+        default = factory() if factory is not dataclasses.MISSING else found.default
         if default is not None:
             properties[name]["default"] = _given(plain(default))
     schema = {"type": "object", "properties": properties}
@@ -315,7 +316,9 @@ def definitions() -> dict[str, Json]:
         _CONFIG_STATUS,
         {
             "validations": [
-                _rule("self.metadata.name == 'default'", "there is one RuntimeMonitoringConfig, and its name is default")
+                _rule(
+                    "self.metadata.name == 'default'", "there is one RuntimeMonitoringConfig, and its name is default"
+                )
             ],
             "columns": [
                 _column("Mode", ".status.mode"),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from vedette_operator.errors import Problem, ProblemsError
 from vedette_operator.parsing import field, parse_model
+from vedette_operator.syntax import label_value_problem
 from vedette_operator.values import (
     Agent,
     Cluster,
@@ -29,7 +30,6 @@ from vedette_operator.values import (
     _registry,
     _tag,
     cross_problems,
-    label_value_problem,
 )
 
 GROUP = "vedette.dev"
@@ -64,10 +64,10 @@ class AgentSpec(Agent):
 class ImagesSpec(Images):
     """Where images come from; by default where the operator's own release has them."""
 
-    registry: str = field(
-        "Registry, with a path if there is one; empty: the operator's own.", "", check=_registry
+    registry: str = field("Registry, with a path if there is one; empty: the operator's own.", "", check=_registry)
+    tag: str = field(
+        "Tag of all images that have none of their own; empty: the operator's own release.", "", check=_tag
     )
-    tag: str = field("Tag of all images that have none of their own; empty: the operator's own release.", "", check=_tag)
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ class TlsSpec(Tls):
 class Spec:
     """What is wanted."""
 
-    mode: Literal["Enabled", "Disabled"] = field(
-        "`Disabled` removes everything that the operator made.", "Enabled"
-    )
+    mode: Literal["Enabled", "Disabled"] = field("`Disabled` removes everything that the operator made.", "Enabled")
     cluster: Cluster = field("Which cluster this is, as findings name it.", Cluster)
     images: ImagesSpec = field("Where images come from.", ImagesSpec)
     agent: AgentSpec = field("The agent on every node.", AgentSpec)
@@ -156,13 +154,9 @@ def parse_spec(data: Any, namespace: str, release: Release) -> Spec:
 
 def to_values(spec: Spec, namespace: str, release: Release) -> Values:
     """What the renderer is to make of a spec. The namespace is the operator's own, and not the operator's to make."""
-    images = replace(
-        spec.images, registry=spec.images.registry or release.registry, tag=spec.images.tag or release.tag
-    )
+    images = replace(spec.images, registry=spec.images.registry or release.registry, tag=spec.images.tag or release.tag)
     shared = {f.name: getattr(spec, f.name) for f in fields(Values) if hasattr(spec, f.name)}
-    return Values(
-        **{**shared, "images": images}, namespace=namespace, create_namespace=False, managed_by=MANAGED_BY
-    )
+    return Values(**{**shared, "images": images}, namespace=namespace, create_namespace=False, managed_by=MANAGED_BY)
 
 
 def decide(spec: Mapping[str, Any], annotations: Mapping[str, str]) -> Decision:
