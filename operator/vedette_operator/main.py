@@ -47,6 +47,8 @@ def main() -> None:
 
 
 async def _run(settings: Settings) -> None:
+    # kopf names itself after the user, and the image has no entry for ours.
+    os.environ.setdefault("LOGNAME", "vedette")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
