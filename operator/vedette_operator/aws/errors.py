@@ -6,7 +6,6 @@ Codes: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.ht
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from botocore import exceptions as aws
@@ -51,7 +50,6 @@ _UNSETTLED = {
 }
 
 
-@dataclass
 class AwsError(OperatorError):
     """A call failed; the next pass tries again after ``retry_after_s`` seconds.
 
@@ -59,19 +57,27 @@ class AwsError(OperatorError):
         reason: CamelCase, for the condition.
         message: What to do.
         stalled: Trying again alone cannot help.
+        retry_after_s: Seconds until the next pass.
         operation: The API operation (``CreateVpcEndpoint``), empty where none was reached.
         code: AWS's own code.
     """
 
-    reason: str
-    message: str
-    stalled: bool = False
-    retry_after_s: float = 60.0
-    operation: str = ""
-    code: str = ""
-
-    def __str__(self) -> str:
-        return self.message
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        stalled: bool = False,
+        retry_after_s: float = 60.0,
+        operation: str = "",
+        code: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.stalled = stalled
+        self.retry_after_s = retry_after_s
+        self.operation = operation
+        self.code = code
 
 
 def explain(error: Exception, *, service: str = "ec2", operation: str = "") -> AwsError:

@@ -29,12 +29,10 @@ class Clients:
         self.region = region
         self._session = boto3.Session(botocore_session=core, region_name=region or None)
         self._options = {
-            # Regional STS, so that a pod without internet gets by with the interface endpoint of its region.
             "config": Config(
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
                 retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
-                sts_regional_endpoints="regional",
                 user_agent_extra="vedette-operator",
             ),
             **client_options,
