@@ -515,7 +515,8 @@ class Intake:
         held: set[int] = set()
         for waiting in ready:
             key = session_key(waiting.header)
-            if self._held.holds(key) or self._must_wait(waiting):
+            # Asked of every batch, so that the waits of a session's batches run at the same time.
+            if self._must_wait(waiting) or self._held.holds(key):
                 self._held.hold(key, waiting)
                 held.add(id(waiting))
         if held:
