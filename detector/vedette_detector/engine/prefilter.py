@@ -296,7 +296,8 @@ class _TypePlan:
             tail: sorted(literal for literal, of in found.items() if of - late.keys())
             for tail, found in members.items()
         }
-        self._make_sieve(name, members, len(groups), late)
+        units = 1 + max((plan.unit for plan in plans), default=0)
+        self._make_sieve(name, members, len(groups), late, units)
 
     def _move_to_lookups(self) -> None:
         """Selectors without literals that share a field go into one table, each by its rarest equality."""
@@ -320,11 +321,12 @@ class _TypePlan:
         members: dict[str, dict[bytes, set[int]]],
         group_count: int,
         late: dict[int, tuple[tuple[str, ...], frozenset[bytes]]],
+        units: int,
     ) -> None:
         packer = _Packer(name)
         packed: list[bytes] = []
         self._threatened: dict[int, _Plan] = {}
-        units = 1 + max((plan.unit for plan in (*self.plain, *self.grouped)), default=0)
+        # Beyond all units, those of the tables and lists included: an answer of the sieve must not stand for two.
         for plan in (*self.plain, *self.grouped):
             answer = plan.unit
             if plan.threat is not None:  # decided here, once the sieve has found the rest of it

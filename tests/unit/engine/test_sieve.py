@@ -53,10 +53,8 @@ def execs(draw: st.DrawFn) -> bytes:
     family = draw(st.sampled_from([2, 10, 1]))
     values |= {"family": family, "raddr": draw(st.sampled_from(addresses[family]))}
     argv = draw(st.lists(st.sampled_from(["-p", "-P", "x", "a-p", "--port", "p", "a b", "-o", ""]), max_size=4))
-    texts = {name: draw(st.sampled_from(["", "", "/", "-p", "/usr/.x"])) for name in ("cwd", "filename")}
-    return encode_event(
-        "exec", time=1, path=draw(st.sampled_from(["/bin/sh", "/usr/bin/nmap"])), argv=argv, **texts, **values
-    )
+    values |= {name: draw(st.sampled_from(["", "", "/", "-p", "/usr/.x"])) for name in ("cwd", "filename")}
+    return encode_event("exec", time=1, path=draw(st.sampled_from(["/bin/sh", "/usr/bin/nmap"])), argv=argv, **values)
 
 
 def segment_of(records: list[bytes]) -> Segment:
@@ -196,6 +194,15 @@ def test_plans_select_what_masks_literals_and_lists_say(
     for unit, selectors in enumerate(units):
         wanted = [row for row in range(len(records)) if any(passes(selector, row) for selector in selectors)]
         assert selected.get(unit, np.empty(0)).tolist() == wanted, (unit, selectors)
+
+
+def test_a_unit_that_rests_on_lists_alone_keeps_its_rows_beside_one_with_literals() -> None:
+    """Unit 1 has no place in the sieve, whose answer for unit 0 must not be taken for unit 1's."""
+    segment = segment_of([encode_event("exec", time=1, path="/bin/nmap", argv=[], family=2, raddr="203.0.113.7")])
+    group = AnyLiteral(("path",), frozenset({b"nothing"}))
+    prefilter = Prefilter([[Selector("exec", literals=(group,), threat="ip")], [Selector("exec", threat="ip")]])
+    selected = prefilter.select("exec", segment, ThreatLists.of(["203.0.113.0/24"]))
+    assert {unit: rows.tolist() for unit, rows in selected.items()} == {1: [0]}
 
 
 def test_watched_values_count_from_the_moment_on_that_they_are_watched() -> None:
