@@ -418,7 +418,7 @@ class Service:
         )
         resource = self._places.resource(detection, host)
         update = build(detection, resource, host, self._identity, self._redactor)
-        verdict = self._flood.judge(header.node, update.type, resource.scope, update.id)
+        verdict = self._flood.judge(header.node, update.type, resource.scope, update.id, confirmed=resource.confirmed)
         if verdict is not Verdict.ADMITTED:
             overflow = replace(detection, key=OVERFLOW_KEY, notes=[self._flood.note(verdict), *detection.notes])
             if verdict is Verdict.NODE_FULL:

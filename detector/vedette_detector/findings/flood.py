@@ -3,7 +3,8 @@
 Whoever runs code in a container chooses the paths and names that aggregation keys are made of, and could fill the
 database, and hide one finding among thousands, by varying them. Beyond the bound, further findings of the same type
 and resource become occurrences of one finding that says so. Whoever controls a node can make up containers as well:
-beyond a second bound, findings of the same type become occurrences of one finding of the node.
+beyond a second bound, findings of the same type become occurrences of one finding of the node. A few findings of each
+resource that is known not to be made up stay out of that, so that one container cannot hide what happens in another.
 
 Each node has its own counts, so that no node uses up what is meant for another.
 """
@@ -19,6 +20,8 @@ from enum import Enum
 OVERFLOW_KEY = ("(many different)",)
 NODE_RESOURCES = 4
 """The different findings of one node are bounded by those of so many resources."""
+CONFIRMED_RESERVE = 20
+"""Different findings of one type that a confirmed resource may have although its node has reached its bound."""
 _IDS_KEPT = 500_000
 """Finding ids remembered over all nodes (some 50 MB); beyond that the node with the most gives up what it has of the
 resource heard of longest ago."""
@@ -50,8 +53,18 @@ class FloodGate:
         self._nodes: dict[str, _Node] = {}
         self._total = 0
 
-    def judge(self, node: str, finding_type: str, resource: str, finding_id: str) -> Verdict:
-        """Whether a finding may stand for itself."""
+    def judge(
+        self, node: str, finding_type: str, resource: str, finding_id: str, *, confirmed: bool = False
+    ) -> Verdict:
+        """Whether a finding may stand for itself.
+
+        Args:
+            node: whose agent reported it.
+            finding_type: GuardDuty's name.
+            resource: what identifies its resource.
+            finding_id: of the finding.
+            confirmed: somebody else than the node vouches for the resource: the API server for a pod, say.
+        """
         key, now = (finding_type, resource), self._clock()
         of_node = self._nodes.setdefault(node, _Node(now))
         if now - of_node.began >= self._period_s:
@@ -65,7 +78,8 @@ class FloodGate:
             return Verdict.ADMITTED
         if len(ids) >= self.limit:
             return Verdict.RESOURCE_FULL
-        if of_node.admitted >= self.limit * NODE_RESOURCES:
+        reserved = confirmed and len(ids) < CONFIRMED_RESERVE
+        if of_node.admitted >= self.limit * NODE_RESOURCES and not reserved:
             return Verdict.NODE_FULL
         ids.add(finding_id)
         of_node.seen[key] = (began, ids)

@@ -110,6 +110,11 @@ class Resource:
     container: dict[str, Any] | None = None
     kubernetes: dict[str, Any] | None = None
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether more than a node's word tells of it: the host, a pod, a container whose state was read."""
+        return self.type != "Container" or bool((self.container or {}).get("stateFound"))
+
 
 @dataclass(frozen=True)
 class InCluster:

@@ -447,6 +447,17 @@ def test_different_findings_of_one_resource_are_bounded_for_an_hour() -> None:
     assert gate.note(full).startswith("More than 2 different findings of this type came from this resource within 60")
 
 
+def test_a_confirmed_resource_keeps_a_few_findings_on_a_node_that_is_full() -> None:
+    gate = FloodGate(30, clock=lambda: 0.0)
+    for number in range(200):
+        gate.judge("n", "t", f"container-{number // 20}", str(number))
+
+    verdicts = [gate.judge("n", "t", "pod", str(number), confirmed=True) for number in range(25)]
+
+    assert gate.judge("n", "t", "made-up", "a") is Verdict.NODE_FULL
+    assert verdicts == [Verdict.ADMITTED] * 20 + [Verdict.NODE_FULL] * 5
+
+
 def test_a_node_that_makes_up_resources_is_bounded_and_others_are_not() -> None:
     now = 0.0
     gate = FloodGate(2, clock=lambda: now)
