@@ -188,7 +188,7 @@ class Intake:
         self._reports: dict[str, OrderedDict[tuple[bytes, int], Report]] = {}
         self._failures: OrderedDict[BatchKey, int] = OrderedDict()
         self._pending: dict[BatchKey, _Waiting] = {}
-        self._computed: OrderedDict[BatchKey, _Waiting] = OrderedDict()
+        self._computed: OrderedDict[BatchKey, tuple[Outcome, bool]] = OrderedDict()
         self._queue: FairQueue[_Waiting] = FairQueue()
         self._bytes_of: Counter[str] = Counter()
         self._held: HoldBack[SessionKey, _Waiting] = HoldBack()
@@ -376,7 +376,7 @@ class Intake:
         waiting = _Waiting(header, data, done)
         computed = self._computed.pop(key, None)
         if computed is not None:
-            waiting.outcome, waiting.journaled = computed.outcome, computed.journaled
+            waiting.outcome, waiting.journaled = computed
         self._pending[key] = waiting
         self.waiting_bytes += len(data)
         self._bytes_of[header.node] += len(data)
@@ -455,8 +455,7 @@ class Intake:
         for waiting in list(self._pending.values()):
             error = failed.get(session_key(waiting.header))
             if error is not None:
-                if waiting.outcome is not None:  # it was held back
-                    self._computed[batch_key(waiting.header)] = waiting
+                self._keep_outcome(waiting)  # it may have been held back
                 waiting.done.set_exception(error)
                 # Its place in the queue is skipped; the same batch may be waiting again by then.
                 del self._pending[batch_key(waiting.header)]
@@ -466,9 +465,14 @@ class Intake:
         for waiting in group:
             if waiting.done.done():
                 continue
-            if waiting.outcome is not None:
-                self._computed[batch_key(waiting.header)] = waiting
+            self._keep_outcome(waiting)
             waiting.done.set_exception(error)
+
+    def _keep_outcome(self, waiting: _Waiting) -> None:
+        """Keep what the engine made of a batch that will come again; not its bytes, which come with it."""
+        if waiting.outcome is None:
+            return
+        self._computed[batch_key(waiting.header)] = waiting.outcome, waiting.journaled
         while len(self._computed) > _COMPUTED_KEPT:
             self._computed.popitem(last=False)
 
