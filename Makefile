@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: cluster cluster-down cluster-status cluster-kubeconfig help setup bpf lint format test unit live e2e kernels images demo demo-host bench bench-cluster clean
+.PHONY: cluster cluster-down cluster-status cluster-kubeconfig help setup bpf lint format test unit live e2e e2e-operator kernels images demo demo-host bench bench-cluster clean
 
 PYTHON := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE ?=
@@ -49,8 +49,13 @@ e2e: setup ## Run the tests in a Kubernetes with Vedette in it, made for them he
 	else \
 	  tools/bootstrap.sh cluster; \
 	  tools/bootstrap.sh images; \
-	  $(PYTHON) -m pytest tests/e2e $(ARGS); \
+	  $(PYTHON) -m pytest tests/e2e --ignore=tests/e2e/test_operator.py $(ARGS); \
 	fi
+
+e2e-operator: setup ## Run the operator's tests in a Kubernetes made for them here (root)
+	@tools/bootstrap.sh cluster
+	@tools/bootstrap.sh images
+	@VEDETTE_E2E_NAME=e2e-op $(PYTHON) -m pytest tests/e2e/test_operator.py $(ARGS)
 
 kernels: setup ## Load the programs into other kernels, 5.10 to the newest, in virtual machines (qemu, mmdebstrap)
 	$(PYTHON) -m pytest tests/kernel $(ARGS)

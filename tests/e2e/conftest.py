@@ -29,7 +29,7 @@ from tools.demo.installation import IMAGES, ROOT, Installation, archive, build_i
 SESSION_TIMEOUT_S = 900
 """For the test that comes first, which brings everything up."""
 FIRST = ("test_workloads.py",)
-LAST = ("test_cron_job.py", "test_api_server_away.py", "test_uninstall.py")
+LAST = ("test_cron_job.py", "test_api_server_away.py", "test_uninstall.py", "test_operator.py")
 """What takes something away that others need runs at the end, and what has to wait for something begins with it."""
 
 
