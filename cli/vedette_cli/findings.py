@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -356,13 +358,22 @@ def watch(location: Location, only_new: bool, form: Format, **chosen: Any) -> No
     filters = make_filters(**chosen)
     store = open_store(location)
     cursor = store.cursor() if filters.since_ns is None else 0
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # The exception ends a write that blocks; the event ends the loop where the exception was swallowed, as Python
+        # does with one raised in a destructor.
+        stopping.set()
+        raise KeyboardInterrupt
+
     # A reader that closes the pipe, or a service manager that stops it, ends this quietly.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wanted, stop)
     if is_terminal() and form == "table":
         note("waiting for findings; Ctrl-C stops")
     seen: set[str] = set()
     try:
-        for found in follow(store, cursor, filters):
+        for found in follow(store, cursor, filters, stopping):
             for finding in found:
                 fresh = finding.id not in seen and finding.count == 1
                 if not only_new or fresh:
@@ -374,14 +385,14 @@ def watch(location: Location, only_new: bool, form: Format, **chosen: Any) -> No
         store.close()
 
 
-def follow(store: Store, cursor: int, filters: Filters) -> Iterator[list[Finding]]:
-    """Yield findings as they are made or repeated, in that order, for ever."""
-    while True:
+def follow(store: Store, cursor: int, filters: Filters, stopping: threading.Event) -> Iterator[list[Finding]]:
+    """Yield findings as they are made or repeated, in that order, until ``stopping`` is set."""
+    while not stopping.is_set():
         found, cursor = store.since(cursor, filters, limit=PAGE)
         if found:
             yield found
         if len(found) < PAGE:
-            time.sleep(POLL_S)
+            stopping.wait(POLL_S)
 
 
 def print_arrival(finding: Finding, form: Format) -> None:

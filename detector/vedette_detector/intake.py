@@ -519,8 +519,7 @@ class Intake:
         held: set[int] = set()
         for waiting in ready:
             key = session_key(waiting.header)
-            # Asked of every batch, so that the waits of a session's batches run at the same time.
-            if self._must_wait(waiting) or self._held.holds(key):
+            if self._held.holds(key) or self._must_wait(waiting):
                 self._held.hold(key, waiting)
                 held.add(id(waiting))
         if held:

@@ -229,7 +229,7 @@ async def test_the_certificate_in_force_is_in_status_and_metrics(world: World) -
     assert (status["error"], status["reloads"]) == ("no certificate in the file", 1)
     assert 3000 < status["seconds_left"] <= 3600
     _, text = await world.get(admin, "/metrics")
-    assert f"vedette_serving_certificate_not_after_seconds {certificate.not_after.timestamp():g}\n" in text
+    assert f"vedette_serving_certificate_not_after_seconds {certificate.not_after.timestamp():.0f}\n" in text
     assert "vedette_serving_certificate_reload_failed 1\n" in text
 
 

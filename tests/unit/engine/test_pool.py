@@ -159,13 +159,15 @@ async def test_a_worker_that_dies_while_its_history_is_rebuilt_does_not_get_it_t
 
     def history(wanted: Callable[[str], bool]) -> Iterator[bytes]:
         kill = len(kills) < 3
+        # Each time at another batch: one that two workers died of would be left out.
+        at = 8 + 12 * len(kills)
         for number, one in enumerate(journal):
-            if kill and number == 20:
+            if kill and number == at:
                 pid = pool.pids[0]
                 assert pid is not None
                 kills.append(pid)
                 os.kill(pid, signal.SIGKILL)
-            if kill and number > 20:
+            if kill and number > at:
                 time.sleep(0.02)  # so that the next worker starts while this one's batches still come
             yield one
 
