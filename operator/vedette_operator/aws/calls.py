@@ -7,7 +7,7 @@ Every call is one that may be repeated: creating is protected by an idempotency 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -190,19 +190,28 @@ def client_token(step: steps.CreateEndpoint, salt: str = "") -> str:
 
 
 def _carry_out(ec2: Any, step: steps.Step, salt: str, carried: Carried) -> None:
-    act: dict[type, Callable[[], str]] = {
-        steps.RepairVpcDns: lambda: _repair_dns(ec2, step),  # type: ignore[arg-type]
-        steps.CreateGroup: lambda: _create_group(ec2, step, carried),  # type: ignore[arg-type]
-        steps.AllowInbound: lambda: _allow(ec2, step, carried),  # type: ignore[arg-type]
-        steps.RevokeInbound: lambda: _revoke(ec2, step),  # type: ignore[arg-type]
-        steps.CreateEndpoint: lambda: _create_endpoint(ec2, step, salt, carried),  # type: ignore[arg-type]
-        steps.ModifyEndpoint: lambda: _modify(ec2, step, carried),  # type: ignore[arg-type]
-        steps.Tag: lambda: _tag(ec2, step),  # type: ignore[arg-type]
-        steps.Untag: lambda: _untag(ec2, step),  # type: ignore[arg-type]
-        steps.DeleteEndpoint: lambda: _delete_endpoint(ec2, step),  # type: ignore[arg-type]
-        steps.DeleteGroup: lambda: _delete_group(ec2, step),  # type: ignore[arg-type]
-    }
-    carried.changes.append(act[type(step)]())
+    match step:
+        case steps.RepairVpcDns():
+            change = _repair_dns(ec2, step)
+        case steps.CreateGroup():
+            change = _create_group(ec2, step, carried)
+        case steps.AllowInbound():
+            change = _allow(ec2, step, carried)
+        case steps.RevokeInbound():
+            change = _revoke(ec2, step)
+        case steps.CreateEndpoint():
+            change = _create_endpoint(ec2, step, salt, carried)
+        case steps.ModifyEndpoint():
+            change = _modify(ec2, step, carried)
+        case steps.Tag():
+            change = _tag(ec2, step)
+        case steps.Untag():
+            change = _untag(ec2, step)
+        case steps.DeleteEndpoint():
+            change = _delete_endpoint(ec2, step)
+        case steps.DeleteGroup():
+            change = _delete_group(ec2, step)
+    carried.changes.append(change)
 
 
 def _repair_dns(ec2: Any, step: steps.RepairVpcDns) -> str:
